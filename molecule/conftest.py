@@ -2,132 +2,18 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The lab as the scenarios' tests see it: its addresses, its hosts, and Ansible runs against it."""
+"""What every scenario's tests share."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
-import time
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
-from typing import Any, Callable
 
 import pytest
-import testinfra
-from testinfra.host import Host
 
-REPO = Path(__file__).resolve().parent.parent
-NUMBER = os.environ.get("CLEARPROXY_LAB_NUMBER", "100")
-FRONT, BACK = f"10.{NUMBER}.1", f"10.{NUMBER}.2"
-FRONT_IPV6, BACK_IPV6 = f"fd00:c1ea:{NUMBER}:1:", f"fd00:c1ea:{NUMBER}:2:"
+sys.path.insert(0, str(Path(__file__).parent / "resources"))
 
-# What the proxy listens on (inventory/group_vars/haproxy_proxies.yml).
-WWW, BY_SOURCE, BY_SESSION, SPREAD, NOT_TRANSPARENT = 80, 8001, 8002, 8003, 8004
-PROXY = {"ipv4": f"{FRONT}.2", "ipv6": f"{FRONT_IPV6}:2"}
-PROXY_BACK = {"ipv4": f"{BACK}.2", "ipv6": f"{BACK_IPV6}:2"}
-CLIENT = {"ipv4": f"{FRONT}.11", "ipv6": f"{FRONT_IPV6}:11"}
-SERVERS = ("app1", "app2")
-
-
-def url(family: str, port: int, path: str = "/index.php") -> str:
-    host = PROXY[family]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
-
-
-def page(body: str) -> dict[str, str]:
-    """The fields of a test page."""
-    return dict(line.split(": ", 1) for line in body.splitlines() if ": " in line)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished run of ansible-playbook."""
-
-    code: int
-    output: str
-    recap: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    @property
-    def changed(self) -> int:
-        return sum(host["changed"] for host in self.recap.values())
-
-
-class Lab:
-    """Hosts by their inventory names, and playbook runs."""
-
-    def host(self, name: str) -> Host:
-        return testinfra.get_host(f"podman://clearproxy-{NUMBER}-{name}")
-
-    def run(self, name: str, command: str) -> str:
-        """Run a shell command on a host; its output, or a failed test."""
-        done = self.host(name).run(command)
-        assert done.rc == 0, f"{name}: {command}\n{done.stdout}\n{done.stderr}"
-        return str(done.stdout)
-
-    def restart(self, *names: str) -> None:
-        """Reboot hosts: new network namespaces, nothing survives but files."""
-        for name in names:
-            subprocess.run(
-                ["podman", "restart", "--time", "20", f"clearproxy-{NUMBER}-{name}"],
-                check=True,
-                capture_output=True,
-                timeout=120,
-            )
-        for name in names:
-            self.wait(
-                lambda name=name: self.host(name).run("systemctl is-system-running --wait").stdout.strip()
-                in ("running", "degraded"),
-                f"{name} to boot",
-            )
-
-    @staticmethod
-    def wait(probe: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-        """What the probe returned, once that was true; a failed test after so many seconds."""
-        deadline = time.monotonic() + seconds
-        while True:
-            result = probe()
-            if result:
-                return result
-            assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-            time.sleep(0.2)
-
-    def play(self, playbook: str | Path | list[dict[str, Any]], *arguments: str, timeout: int = 900) -> Run:
-        """Run a playbook (a name, a path, or the plays themselves) against the lab."""
-        env = dict(os.environ, ANSIBLE_FORCE_COLOR="0", ANSIBLE_NOCOLOR="1", ANSIBLE_CALLBACK_RESULT_FORMAT="yaml")
-        if isinstance(playbook, list):
-            path = Path(env["CLEARPROXY_CACHE"]) / f"play-{os.getpid()}.json"
-            path.write_text(json.dumps(playbook))
-            playbook = path
-        done = subprocess.run(
-            [
-                "ansible-playbook",
-                f"--inventory={REPO}/molecule/resources/inventory/",
-                str(playbook),
-                *arguments,
-            ],
-            env=env,
-            cwd=REPO,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=timeout,
-            check=False,
-        )
-        recap = {}
-        for line in done.stdout.partition("PLAY RECAP")[2].splitlines():
-            name, colon, counts = line.partition(" : ")
-            if colon:
-                recap[name.strip()] = {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", counts)}
-        return Run(done.returncode, done.stdout, recap)
-
-    def get(self, address: str, options: str = "") -> str:
-        """One request by the client's curl; the body, or '' when it failed."""
-        done = self.host("client").run(f"curl -gsS --max-time 5 {options} '{address}'")
-        return str(done.stdout) if done.rc == 0 else ""
+from lab import Lab
 
 
 @pytest.fixture(scope="session")

@@ -87,9 +87,11 @@ ansible_environment() {
   export ANSIBLE_LOCALHOST_WARNING=false ANSIBLE_INVENTORY_UNPARSED_WARNING=false ANSIBLE_NOCOWS=1
 }
 
+LAB_PACKAGES=(podman crun netavark mmdebstrap iptables)
+
 need_lab() {
   [ "$(id -u)" = 0 ] || die "run as root: the lab's hosts have a kernel network of their own"
-  need_packages podman crun netavark mmdebstrap iptables uidmap
+  need_packages "${LAB_PACKAGES[@]}"
   need_tools
   need_collections
   ansible_environment
@@ -114,4 +116,18 @@ in_lab() {
     }
   ) 9>"$RUN.lock"
   nsenter --mount="$RUN/mnt" --wd="$PWD" -- "$@"
+}
+
+# Undo in_lab's mount namespace: the last lab on the machine is gone.
+leave_lab() {
+  mountpoint -q "$RUN/mnt" && umount "$RUN/mnt"
+  mountpoint -q "$RUN" && umount "$RUN"
+  rm -rf "$RUN"
+}
+
+# One user of this clone's lab at a time: a demo, a gate and a person may share the machine.
+lock_lab() {
+  mkdir -p "$RUN"
+  exec 8>"$RUN.$LAB_NUMBER.lock"
+  flock -n 8 || { say "Waiting for another run that uses this clone's lab ($LAB_PREFIX)…"; flock -w 3600 8 || die "the lab $LAB_PREFIX stayed in use for an hour"; }
 }

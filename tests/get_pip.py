@@ -16,7 +16,5 @@ sys.path.insert(0, str(wheel))
 from pip._internal.cli.main import main  # noqa: E402
 
 sys.exit(
-    main(
-        ["install", *(a for a in sys.argv[1:] if a not in ("--no-setuptools", "--no-wheel"))]
-    )
+    main(["install", *(a for a in sys.argv[1:] if a not in ("--no-setuptools", "--no-wheel"))])
 )

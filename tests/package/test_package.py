@@ -17,7 +17,9 @@ INSTALLED = Path(os.environ["ANSIBLE_COLLECTIONS_PATH"]) / "ansible_collections/
 
 
 def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=cwd, check=False
+    )
 
 
 def test_only_what_users_need_is_in_it() -> None:
@@ -30,7 +32,9 @@ def test_every_module_and_role_shows_its_documentation() -> None:
     modules = {p.stem for p in (INSTALLED / "plugins/modules").glob("*.py")}
     listed = json.loads(run("ansible-doc", "--list", "--json", "clearproxy.haproxy").stdout)
     assert {f"clearproxy.haproxy.{name}" for name in modules} == set(listed)
-    roles = json.loads(run("ansible-doc", "-t", "role", "--list", "--json", "clearproxy.haproxy").stdout)
+    roles = json.loads(
+        run("ansible-doc", "-t", "role", "--list", "--json", "clearproxy.haproxy").stdout
+    )
     assert {f"clearproxy.haproxy.{p.name}" for p in (INSTALLED / "roles").iterdir()} == set(roles)
 
 
@@ -38,7 +42,14 @@ def test_every_module_and_role_shows_its_documentation() -> None:
 def test_playbooks_are_found_by_name(playbook: str, tmp_path: Path) -> None:
     inventory = tmp_path / "hosts"
     inventory.write_text("[haproxy_proxies]\nproxy\n[app_servers]\napp1\n")
-    done = run("ansible-playbook", "-i", str(inventory), "--syntax-check", f"clearproxy.haproxy.{playbook}", cwd=tmp_path)
+    done = run(
+        "ansible-playbook",
+        "-i",
+        str(inventory),
+        "--syntax-check",
+        f"clearproxy.haproxy.{playbook}",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

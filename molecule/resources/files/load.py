@@ -83,7 +83,8 @@ class Load:
 
 def name_in(body: str) -> str:
     return next(
-        (line.split(": ", 1)[1] for line in body.splitlines() if line.startswith("server_name: ")), ""
+        (line.split(": ", 1)[1] for line in body.splitlines() if line.startswith("server_name: ")),
+        "",
     )
 
 
@@ -99,7 +100,11 @@ def main() -> None:
     parser.add_argument("--kept-connections", type=int, default=32)
     parser.add_argument("--sources", type=lambda text: text.split(","), default=[])
     parser.add_argument(
-        "--header", dest="headers", action="append", default=[], type=lambda text: text.split(": ", 1)
+        "--header",
+        dest="headers",
+        action="append",
+        default=[],
+        type=lambda text: text.split(": ", 1),
     )
     options = parser.parse_args()
     socket.setdefaulttimeout(options.timeout)

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import FRONT, SERVERS, Lab
+from lab import FRONT, SERVERS, Lab
 
-BACKEND: dict[str, Any] = {"name": "app", "servers": [{"name": "one", "address": "127.0.0.1", "port": 80}]}
+BACKEND: dict[str, Any] = {
+    "name": "app",
+    "servers": [{"name": "one", "address": "127.0.0.1", "port": 80}],
+}
 
 # What is wrong: the variables that say so, and what the refusal must name beside the host.
 WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -32,7 +35,11 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a port in use": (
         {
             "haproxy_affinity_frontends": [
-                {"name": "www", "binds": [{"address": f"{FRONT}.2", "port": 7777}], "default_backend": "app"}
+                {
+                    "name": "www",
+                    "binds": [{"address": f"{FRONT}.2", "port": 7777}],
+                    "default_backend": "app",
+                }
             ]
         },
         ("7777", "python3", "haproxy_affinity_frontends", "proxy"),

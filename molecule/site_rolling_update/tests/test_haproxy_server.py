@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from conftest import Lab, Run
+from lab import Lab, Run
 
 
 def task(lab: Lab, options: dict[str, Any], *arguments: str) -> Run:

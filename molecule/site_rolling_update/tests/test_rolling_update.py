@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import NUMBER, PROXY, REPO, SERVERS, SPREAD, WWW, Lab, Run
+from lab import NUMBER, PROXY, REPO, SERVERS, SPREAD, WWW, Lab, Run
 
 COUNT, RATE = 1000, 20.0
 PAGE = "/index.php?ms=100"
@@ -25,8 +25,7 @@ class Loader:
     def __init__(self, port: int, *arguments: str) -> None:
         self.begin = time.time()
         self.process = subprocess.Popen(
-            ["podman", "exec", f"clearproxy-{NUMBER}-client"]
-            + ["python3", "/srv/load.py", PROXY["ipv4"], str(port), PAGE, *arguments],
+            ["podman", "exec", f"clearproxy-{NUMBER}-client", "python3", "/srv/load.py", PROXY["ipv4"], str(port), PAGE, *arguments],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -69,7 +68,11 @@ def test_every_request_is_answered(lab: Lab) -> None:
     load = Loader(SPREAD, f"--count={COUNT}", f"--rate={RATE}")
     # Clients whose cookie names the server that is taken out first must not be lost either.
     sticky = Loader(
-        WWW, "--count=300", "--rate=6", "--header=Cookie: SESSION_COOKIE=app1", "--kept-connections=8"
+        WWW,
+        "--count=300",
+        "--rate=6",
+        "--header=Cookie: SESSION_COOKIE=app1",
+        "--kept-connections=8",
     )
     time.sleep(1)
     update(lab, "clearproxy.haproxy.rolling_update", "-e", f"rolling_update_tasks={STOP}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import BACK, CLIENT, SERVERS, WWW, Lab, page, url
+from lab import BACK, CLIENT, SERVERS, WWW, Lab, page, url
 
 HOST_ONLY = [
     {
@@ -49,8 +49,16 @@ DRIFTS = {
     "route": ("ip route flush table 100", "ipv4", "table 100"),
     "route of IPv6": ("ip -6 route flush table 100", "ipv6", "table 100"),
     "jump": ("iptables -t mangle -F PREROUTING", "ipv4", "PREROUTING"),
-    "chain": ("iptables -t mangle -F PREROUTING; iptables -t mangle -F DIVERT; iptables -t mangle -X DIVERT", "ipv4", "DIVERT"),
-    "chain of IPv6": ("ip6tables -t mangle -F PREROUTING; ip6tables -t mangle -F DIVERT; ip6tables -t mangle -X DIVERT", "ipv6", "DIVERT"),
+    "chain": (
+        "iptables -t mangle -F PREROUTING; iptables -t mangle -F DIVERT; iptables -t mangle -X DIVERT",
+        "ipv4",
+        "DIVERT",
+    ),
+    "chain of IPv6": (
+        "ip6tables -t mangle -F PREROUTING; ip6tables -t mangle -F DIVERT; ip6tables -t mangle -X DIVERT",
+        "ipv6",
+        "DIVERT",
+    ),
 }
 
 
@@ -64,7 +72,9 @@ def repaired(lab: Lab) -> Iterator[None]:
 @pytest.mark.parametrize("drift", DRIFTS)
 def test_what_was_removed_is_named_and_repaired(lab: Lab, drift: str) -> None:
     remove, family, name = DRIFTS[drift]
-    priority = lab.run("proxy", "ip rule | grep 'lookup.*\\(100\\|tproxy\\)' | tail -n 1 | cut -d: -f1").strip()
+    priority = lab.run(
+        "proxy", "ip rule | grep 'lookup.*\\(100\\|tproxy\\)' | tail -n 1 | cut -d: -f1"
+    ).strip()
     lab.run("proxy", remove.format(priority=priority))
     assert not transparent(lab, family), "the prerequisite was not needed: the test shows nothing"
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import (
+from lab import (
     BY_SESSION,
     BY_SOURCE,
     CLIENT,
@@ -55,7 +55,9 @@ def test_haproxy_was_built_here_with_tproxy(lab: Lab) -> None:
     assert lab.run("proxy", f"readlink /proc/{pid}/exe").startswith("/opt/haproxy/releases/")
 
 
-def servers_of(lab: Lab, port: int, options: str, count: int = 10, path: str = "/session.php") -> list[str]:
+def servers_of(
+    lab: Lab, port: int, options: str, count: int = 10, path: str = "/session.php"
+) -> list[str]:
     return [page(lab.get(url("ipv4", port, path), options))["server_name"] for _ in range(count)]
 
 
@@ -90,7 +92,9 @@ def test_haproxys_cookie_is_beside_the_applications(lab: Lab) -> None:
 def test_by_source_an_address_stays_and_addresses_spread(lab: Lab) -> None:
     homes = {}
     for n in range(100, 120):
-        servers = set(servers_of(lab, BY_SOURCE, f"--interface {FRONT}.{n}", count=3, path="/index.php"))
+        servers = set(
+            servers_of(lab, BY_SOURCE, f"--interface {FRONT}.{n}", count=3, path="/index.php")
+        )
         assert len(servers) == 1
         homes[n] = servers.pop()
     assert set(homes.values()) == set(SERVERS)
