@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026, the clearproxy.haproxy contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -59,7 +58,7 @@ def addresses(lab: Lab) -> Table:
         seen: dict[tuple[str, int], str] = {}
         for port in (SPREAD, NOT_TRANSPARENT):
             marker = f"/index.php?demo-{time.time_ns()}"
-            for _ in range(6):
+            for attempt in range(6):
                 server = page(lab.get(url(family, port, marker)))["server_name"]
                 line = lab.run(
                     server, f"grep -F '{marker}' /var/log/nginx/application.log | tail -n 1"
@@ -73,14 +72,14 @@ def addresses(lab: Lab) -> Table:
 def requests_of_one_client(lab: Lab, port: int) -> tuple[list[str], list[str]]:
     """The servers that ten requests of one client went to, and ten more after it dropped its cookies."""
     halves = []
-    for _ in range(2):
+    for attempt in range(2):
         lab.run("client", "rm -f /tmp/demo.jar")
         halves.append(
             [
                 page(
                     lab.get(url("ipv4", port, "/session.php"), "-c /tmp/demo.jar -b /tmp/demo.jar")
                 )["server_name"]
-                for _ in range(10)
+                for attempt in range(10)
             ]
         )
     return halves[0], halves[1]
@@ -125,7 +124,7 @@ def load(lab: Lab, count: int, playbook: str, *arguments: str) -> dict[str, Any]
         f"  the playbook took {end - begin:.0f} s; the load goes on to its last request …",
         flush=True,
     )
-    output, _ = process.communicate(timeout=300)
+    output = process.communicate(timeout=300)[0]
     if run.code:
         sys.exit(run.output)
     return dict(json.loads(output), begin=begin, end=end)

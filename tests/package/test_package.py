@@ -62,6 +62,7 @@ def test_a_play_runs_from_it(tmp_path: Path) -> None:
                 {
                     "hosts": "localhost",
                     "gather_facts": False,
+                    "vars": {"ansible_python_interpreter": "{{ ansible_playbook_python }}"},
                     "tasks": [
                         {
                             "clearproxy.haproxy.haproxy_server": {

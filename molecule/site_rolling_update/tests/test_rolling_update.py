@@ -25,13 +25,23 @@ class Loader:
     def __init__(self, port: int, *arguments: str) -> None:
         self.begin = time.time()
         self.process = subprocess.Popen(
-            ["podman", "exec", f"clearproxy-{NUMBER}-client", "python3", "/srv/load.py", PROXY["ipv4"], str(port), PAGE, *arguments],
+            [
+                "podman",
+                "exec",
+                f"clearproxy-{NUMBER}-client",
+                "python3",
+                "/srv/load.py",
+                PROXY["ipv4"],
+                str(port),
+                PAGE,
+                *arguments,
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )
 
     def result(self) -> dict[str, Any]:
-        output, _ = self.process.communicate(timeout=180)
+        output = self.process.communicate(timeout=180)[0]
         return dict(json.loads(output))
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from lab import BACK, CLIENT, SERVERS, WWW, Lab, page, url
@@ -36,7 +37,7 @@ def test_rebooted_hosts_are_transparent_again(lab: Lab) -> None:
     """With no Ansible run: only what the roles have made persistent brings it back."""
     lab.restart("proxy", *SERVERS)
     for family in TPROXY:
-        lab.wait(lambda family=family: transparent(lab, family), f"{family} after the reboot")
+        lab.wait(partial(transparent, lab, family), f"{family} after the reboot")
     # Every server: one that answers past the proxy would be seen only now and then.
     for server in SERVERS:
         assert lab.run(server, "ip route get 10.255.0.1").split()[2] == f"{BACK}.2"

@@ -58,7 +58,9 @@ def test_haproxy_was_built_here_with_tproxy(lab: Lab) -> None:
 def servers_of(
     lab: Lab, port: int, options: str, count: int = 10, path: str = "/session.php"
 ) -> list[str]:
-    return [page(lab.get(url("ipv4", port, path), options))["server_name"] for _ in range(count)]
+    return [
+        page(lab.get(url("ipv4", port, path), options))["server_name"] for attempt in range(count)
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,7 +70,7 @@ def test_a_client_with_its_cookies_stays(lab: Lab, family: str, port: int) -> No
     for client in range(6):
         jar = f"-c /tmp/jar-{client} -b /tmp/jar-{client}"
         lab.run("client", f"rm -f /tmp/jar-{client}")
-        pages = [page(lab.get(url(family, port, "/session.php"), jar)) for _ in range(10)]
+        pages = [page(lab.get(url(family, port, "/session.php"), jar)) for attempt in range(10)]
         assert len({p["server_name"] for p in pages}) == 1
         # The application agrees: one session, every visit counted in it.
         assert [p["visits"] for p in pages] == [str(n) for n in range(1, 11)]

@@ -1,0 +1,57 @@
+# Copyright (c) 2026, the clearproxy.haproxy contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Socket options, as in doc_fragments/_socket.py, and clients. Private to the collection."""
+
+from __future__ import annotations
+
+import collections.abc as c
+import contextlib
+import math
+import typing as t
+
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._client import Client
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._transport import (
+    Address,
+    Connection,
+    parse_address,
+    usual_address,
+)
+
+
+def socket_spec() -> dict[str, t.Any]:
+    """The options that every module of the admin socket has."""
+    return {
+        "socket": {"type": "list", "elements": "str"},
+        "timeout": {"type": "float", "default": 10.0},
+    }
+
+
+def addresses(params: c.Mapping[str, t.Any]) -> list[Address]:
+    """Where to talk to; the first usual path that exists if nothing was named."""
+    timeout = params["timeout"]
+    if not (math.isfinite(timeout) and timeout > 0):
+        raise InputError(f"timeout {timeout}: must be a number of seconds above 0")
+    named = params["socket"]
+    if named is None:
+        return [usual_address()]
+    if not named:
+        raise InputError(
+            "socket: the list is empty; name a socket, or leave the option out for the usual paths"
+        )
+    found = [parse_address(text) for text in named]
+    if len({str(address) for address in found}) < len(found):
+        raise InputError(f"socket: a socket is named twice in {', '.join(named)}")
+    return found
+
+
+@contextlib.contextmanager
+def clients_from(params: c.Mapping[str, t.Any]) -> c.Iterator[list[Client]]:
+    """A client for each socket, closed afterwards; a connection is made with the first command."""
+    clients = [Client(Connection(address, params["timeout"])) for address in addresses(params)]
+    try:
+        yield clients
+    finally:
+        for client in clients:
+            client.close()

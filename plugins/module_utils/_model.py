@@ -1,0 +1,244 @@
+# Copyright (c) 2026, the clearproxy.haproxy contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pure: records of what HAProxy has, and normalisers of values. Private to the collection."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
+
+READY = "ready"
+DRAIN = "drain"
+MAINT = "maint"
+
+# The words of community.general.haproxy and of HAProxy's enable/disable commands.
+_STATE_WORDS = {READY: READY, DRAIN: DRAIN, MAINT: MAINT, "enabled": READY, "disabled": MAINT}
+
+# Bits of srv_admin_state (HAProxy's server-t.h, unchanged from 2.2 to 3.4).
+_FORCED_MAINT = 0x01
+_INHERITED_MAINT = 0x02
+_CONFIG_MAINT = 0x04
+_FORCED_DRAIN = 0x08
+_INHERITED_DRAIN = 0x10
+_UNRESOLVED = 0x20
+_ANY_MAINT = _FORCED_MAINT | _INHERITED_MAINT | _UNRESOLVED
+_ANY_DRAIN = _FORCED_DRAIN | _INHERITED_DRAIN
+
+# Bit of srv_check_state and srv_agent_state: checks are switched on.
+_CHECK_ENABLED = 0x04
+
+_OPERATIONAL = ("stopped", "starting", "running", "stopping")
+
+WEIGHT_MAX = 256
+
+_NAME = re.compile(r"[A-Za-z0-9_.:-]+\Z")
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A server as `show servers state` tells it."""
+
+    backend: str
+    backend_id: int
+    name: str
+    id: int
+    address: str | None
+    port: int
+    fqdn: str | None
+    operational: str
+    admin: int
+    weight: int
+    initial_weight: int
+    last_change: int
+    check_health: int
+    check_state: int
+    agent_state: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.backend, self.name)
+
+    @property
+    def label(self) -> str:
+        return f"{self.backend}/{self.name}"
+
+    @property
+    def state(self) -> str:
+        """The state that `set server … state` sets; inherited states do not count."""
+        if self.admin & _FORCED_MAINT:
+            return MAINT
+        return DRAIN if self.admin & _FORCED_DRAIN else READY
+
+    @property
+    def inherited_maint(self) -> bool:
+        return bool(self.admin & _INHERITED_MAINT)
+
+    @property
+    def inherited_drain(self) -> bool:
+        return bool(self.admin & _INHERITED_DRAIN)
+
+    @property
+    def unresolved(self) -> bool:
+        return bool(self.admin & _UNRESOLVED)
+
+    @property
+    def disabled_in_configuration(self) -> bool:
+        return bool(self.admin & _CONFIG_MAINT)
+
+    @property
+    def health_checks(self) -> bool:
+        return bool(self.check_state & _CHECK_ENABLED)
+
+    @property
+    def agent_checks(self) -> bool:
+        return bool(self.agent_state & _CHECK_ENABLED)
+
+    @property
+    def running(self) -> bool:
+        return self.operational in ("starting", "running")
+
+    @property
+    def usable(self) -> bool:
+        """Whether load balancing sends new clients there."""
+        return not self.admin & (_ANY_MAINT | _ANY_DRAIN) and self.running and self.weight > 0
+
+    def with_changes(self, *, state: str | None = None, weight: int | None = None) -> Server:
+        """The same server after `set server … state` and `set server … weight`."""
+        admin = self.admin
+        if state is not None:
+            admin &= ~(_FORCED_MAINT | _FORCED_DRAIN)
+            admin |= {READY: 0, DRAIN: _FORCED_DRAIN, MAINT: _FORCED_MAINT}[state]
+        return dataclasses.replace(
+            self, admin=admin, weight=self.weight if weight is None else weight
+        )
+
+    def as_dict(self) -> dict[str, t.Any]:
+        """The shape in which every module of the collection returns a server."""
+        return {
+            "backend": self.backend,
+            "backend_id": self.backend_id,
+            "name": self.name,
+            "id": self.id,
+            "address": self.address,
+            "port": self.port,
+            "fqdn": self.fqdn,
+            "state": self.state,
+            "operational": self.operational,
+            "inherited_maint": self.inherited_maint,
+            "inherited_drain": self.inherited_drain,
+            "unresolved": self.unresolved,
+            "disabled_in_configuration": self.disabled_in_configuration,
+            "usable": self.usable,
+            "weight": self.weight,
+            "initial_weight": self.initial_weight,
+            "health_checks": self.health_checks,
+            "agent_checks": self.agent_checks,
+            "last_change": self.last_change,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What is still going on at a server: streams, queued requests, connections to it."""
+
+    streams: int = 0
+    queued: int = 0
+    used: int = 0
+    idle: int = 0
+
+    @property
+    def drained(self) -> bool:
+        # Idle pooled connections carry nothing, and HAProxy gives a drained server nothing new over
+        # them (seen with every reuse mode of 2.2 to 3.4), so they do not count.
+        return not (self.streams or self.queued or self.used)
+
+    def __str__(self) -> str:
+        return f"{self.streams} streams, {self.queued} queued, {self.used} connections in use"
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """How a server's health is counted: `show stat`'s view."""
+
+    rise: int
+    fall: int
+    tracked: str
+
+    @property
+    def full(self) -> int:
+        """The health counter after a passed check; anything less is `UP n/m` or `DOWN`."""
+        return self.rise + self.fall - 1
+
+    def passed(self, health: int) -> bool:
+        """Whether the counter says that the last check passed; no rise means that it is hidden."""
+        return self.rise > 0 and health >= self.full
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A weight as asked for: absolute, or percent of the configured weight."""
+
+    text: str
+    value: int
+    percent: bool
+
+    def of(self, initial: int) -> int:
+        """What HAProxy will make of it, given the configured weight."""
+        return min(initial * self.value // 100, WEIGHT_MAX) if self.percent else self.value
+
+
+def operational(number: int) -> str:
+    """The word for srv_op_state."""
+    return _OPERATIONAL[number]
+
+
+# CONTRACT: a normaliser is idempotent: applied to its own result it changes nothing.
+
+
+def normal_state(text: str) -> str:
+    """HAProxy's own word for a state."""
+    try:
+        return _STATE_WORDS[text]
+    except KeyError:
+        raise InputError(f"state {text!r}: must be one of {', '.join(_STATE_WORDS)}") from None
+
+
+def normal_name(text: str, what: str) -> str:
+    """A name as HAProxy allows it; nothing else could name anything."""
+    if not _NAME.match(text):
+        raise InputError(
+            f"{what} {text!r}: HAProxy's names consist of letters, digits and any of '_.:-' only"
+        )
+    return text
+
+
+def parse_weight(text: str) -> Weight:
+    """`0` to `256`, or percent of the configured weight.
+
+    HAProxy takes numbers with trailing garbage or out of range in ways that differ by version, so
+    they are refused here.
+    """
+    match = re.fullmatch(r"([0-9]{1,5})(%?)", text.strip(), re.ASCII)
+    if match is None or (not match.group(2) and int(match.group(1)) > WEIGHT_MAX):
+        raise InputError(
+            f"weight {text!r}: must be a whole number from 0 to {WEIGHT_MAX}, or a percentage "
+            "of the configured weight such as 50%"
+        )
+    return Weight(
+        f"{int(match.group(1))}{match.group(2)}", int(match.group(1)), bool(match.group(2))
+    )
+
+
+def floor_of(text: str, total: int) -> int:
+    """How many servers `min_ready` demands of `total`: a count, or percent rounded up."""
+    match = re.fullmatch(r"([0-9]{1,9})(%?)", text.strip(), re.ASCII)
+    if match is None or (match.group(2) and int(match.group(1)) > 100):
+        raise InputError(
+            f"min_ready {text!r}: must be a number of servers, or a percentage from 0% to 100%"
+        )
+    number = int(match.group(1))
+    return -(-total * number // 100) if match.group(2) else number

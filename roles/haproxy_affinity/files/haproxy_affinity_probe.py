@@ -1,0 +1,256 @@
+# Copyright (c) 2026, the clearproxy.haproxy contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the role has to see on the host: listening sockets, HAProxy's worker, server states.
+
+Run as ``python haproxy_affinity_probe.py COMMAND JSON``; prints one JSON document.
+Only ``save`` writes, and only the file it is told. It judges nothing: that is done where it can be
+tested without a host.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+import typing as t
+
+CALL_SECONDS = 5.0
+# Start times are in clock ticks, file times in kernel ticks: closer than this they cannot be told apart.
+CLOCK_SECONDS = 0.05
+# "show servers state", version 1: 4 names, then the fields that a state file must have. What follows
+# (TLS, check address and port, agent) would override a changed configuration and is left out.
+STATE_FIELDS = 20
+PORT_FIELD = 18
+
+
+def listeners(binds: list[dict[str, t.Any]]) -> list[dict[str, t.Any]]:
+    """Return for each wanted address whether it is free and who listens there."""
+    sockets = _listening()
+    wanted = {bind["port"] for bind in binds}
+    owners = _owners({entry["inode"] for entry in sockets if entry["port"] in wanted})
+    answer = []
+    for bind in binds:
+        seen = [
+            {
+                "address": entry["address"],
+                "port": entry["port"],
+                **owners.get(entry["inode"], {"pid": 0, "command": "", "unit": ""}),
+            }
+            for entry in sockets
+            if entry["port"] == bind["port"] and _overlap(entry["address"], bind["address"])
+        ]
+        answer.append(dict(bind, state=_try(bind["address"], bind["port"]), listeners=seen))
+    return answer
+
+
+def _try(address: str, port: int) -> str:
+    """Ask the kernel by bind(2), without listen(2): it knows wildcards and IPv6-only sockets."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            trial.bind((address, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return "busy"
+        if error.errno == errno.EADDRNOTAVAIL:
+            return "absent"
+        return "unknown"
+    return "free"
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Tell whether two addresses can share clients; [::] may be dual-stack, so it overlaps with all."""
+    return (
+        one == other
+        or "::" in (one, other)
+        or ("0.0.0.0" in (one, other) and (":" in one) == (":" in other))
+    )
+
+
+def _listening() -> list[dict[str, t.Any]]:
+    found = []
+    for name, family, size in (("tcp", socket.AF_INET, 4), ("tcp6", socket.AF_INET6, 16)):
+        try:
+            with open("/proc/net/" + name, encoding="ascii") as table:
+                rows = table.read().splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            fields = row.split()
+            if fields[3] != "0A":  # TCP_LISTEN
+                continue
+            host, port = fields[1].split(":")
+            # each 32-bit word is printed in the machine's byte order
+            raw = b"".join(
+                int(host[start : start + 8], 16).to_bytes(4, sys.byteorder)
+                for start in range(0, size * 2, 8)
+            )
+            found.append(
+                {
+                    "address": socket.inet_ntop(family, raw),
+                    "port": int(port, 16),
+                    "inode": fields[9],
+                }
+            )
+    return found
+
+
+def _owners(inodes: set[str]) -> dict[str, dict[str, t.Any]]:
+    """Return {inode: {pid, command, unit}} by walking /proc, as ss -p does."""
+    found: dict[str, dict[str, t.Any]] = {}
+    if not inodes:
+        return found
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for entry in os.listdir(f"/proc/{pid}/fd"):
+                target = os.readlink(f"/proc/{pid}/fd/{entry}")
+                inode = target[8:-1] if target.startswith("socket:[") else ""
+                if inode in inodes and inode not in found:
+                    found[inode] = {
+                        "pid": int(pid),
+                        "command": _read(pid, "comm").strip(),
+                        "unit": _unit(pid),
+                    }
+        except OSError:
+            continue
+    return found
+
+
+def _unit(pid: str) -> str:
+    """Return the systemd unit of a process, from its control group."""
+    for line in _read(pid, "cgroup").splitlines():
+        for part in reversed(line.split(":", 2)[2].split("/")):
+            if part.endswith((".service", ".scope", ".socket")):
+                return part
+    return ""
+
+
+def _read(pid: str, name: str) -> str:
+    try:
+        with open(f"/proc/{pid}/{name}", encoding="utf-8", errors="replace") as source:
+            return source.read()
+    except OSError:
+        return ""
+
+
+def _ask(path: str, command: str) -> str:
+    """Send one command to the admin socket and return its answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(CALL_SECONDS)
+        client.connect(path)
+        client.sendall(command.encode() + b"\n")
+        answer = b""
+        while True:
+            part = client.recv(65536)
+            if not part:
+                return answer.decode(errors="replace")
+            answer += part
+
+
+def worker(options: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Return who answers on the admin socket and whether it started before the configuration was written."""
+    try:
+        info = dict(
+            line.split(": ", 1)
+            for line in _ask(options["socket"], "show info").splitlines()
+            if ": " in line
+        )
+        pid = int(info["Pid"])
+    except (OSError, KeyError, ValueError) as error:
+        return {
+            "answers": False,
+            "pid": 0,
+            "version": "",
+            "stale": False,
+            "error": str(error) or type(error).__name__,
+        }
+    return {
+        "answers": True,
+        "pid": pid,
+        "version": info.get("Version", ""),
+        "stale": _started_before(pid, options["config"]),
+        "error": "",
+    }
+
+
+def _started_before(pid: int, path: str) -> bool:
+    try:
+        # field 22 of stat: start in clock ticks after boot; the name may hold blanks and parentheses
+        ticks = int(_read(str(pid), "stat").rsplit(")", 1)[1].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return age > time.time() - os.stat(path).st_mtime + CLOCK_SECONDS
+    except (OSError, IndexError, ValueError):
+        return False
+
+
+def wait(options: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Wait until another worker than the old one answers; the last look is returned."""
+    deadline = time.monotonic() + options["timeout"]
+    while True:
+        seen = worker(options)
+        if seen["answers"] and seen["pid"] != options["pid"]:
+            return dict(seen, ready=True)
+        if time.monotonic() >= deadline:
+            return dict(seen, ready=False)
+        time.sleep(0.1)
+
+
+def _ports(path: str) -> dict[str, str]:
+    """Return the port of every server line of a configuration, by backend/server."""
+    found: dict[str, str] = {}
+    section = ""
+    with open(path, encoding="utf-8", errors="replace") as source:
+        for line in source:
+            words = line.split()
+            if line[:1].isalpha() and words:
+                section = words[1] if words[0] in ("backend", "listen") and len(words) > 1 else ""
+            elif section and len(words) > 2 and words[0] == "server":
+                port = words[2].rpartition(":")[2]
+                if port.isdigit():
+                    found[f"{section}/{words[1]}"] = port
+    return found
+
+
+def save(options: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Write the states that an operator set at run time, for the next worker to load."""
+    try:
+        answer = _ask(options["socket"], "show servers state")
+    except OSError as error:
+        return {"saved": [], "error": str(error)}
+    ports = _ports(options["config"])
+    lines, saved = [], []
+    for line in answer.splitlines()[1:]:
+        fields = line.split()
+        if line.startswith("#") or len(fields) < STATE_FIELDS:
+            continue
+        # forced maintenance or drain, or another weight than configured
+        if not int(fields[6]) & (0x01 | 0x08) and fields[7] == fields[8]:
+            continue
+        name = fields[1] + "/" + fields[3]
+        fields[PORT_FIELD] = str(ports.get(name, fields[PORT_FIELD]))
+        lines.append(" ".join(fields[:STATE_FIELDS]))
+        saved.append(name)
+    path = options["file"]
+    with open(path + ".new", "w", encoding="ascii") as target:
+        target.write("\n".join(["1", *lines, ""]))
+    os.replace(path + ".new", path)
+    return {"saved": saved, "error": ""}
+
+
+COMMANDS: dict[str, t.Callable[[t.Any], t.Any]] = {
+    "listeners": listeners,
+    "worker": worker,
+    "wait": wait,
+    "save": save,
+}
+
+if __name__ == "__main__":
+    print(json.dumps(COMMANDS[sys.argv[1]](json.loads(sys.argv[2]))))

@@ -1,0 +1,208 @@
+# Copyright (c) 2026, the clearproxy.haproxy contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Hosts that are a network namespace and a private /etc, /var and /usr/local each. Nothing of the machine changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DEFAULTS: dict[str, dict[str, t.Any]] = {
+    "tproxy_rules": {
+        "state": "present",
+        "firewall": "iptables",
+        "families": ["ipv4", "ipv6"],
+        "mark": "0x1",
+        "mask": "0x1",
+        "table": 100,
+        "table_name": "haproxy_tproxy",
+        "rule_priority": 100,
+        "chain": "DIVERT",
+        "interfaces": [],
+        "forwarding": True,
+        "send_redirects": False,
+        "sysctls": {},
+    },
+    "tproxy_return_path": {"state": "present", "mode": "default_gateway", "gateways": None},
+}
+COMMENT = "-m comment --comment clearproxy-tproxy-host"
+
+
+class Host:
+    """A holder process keeps the namespaces; everything else enters them by its number."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        layers = directory / name
+        layers.mkdir(parents=True)
+        script = f"mount -t tmpfs none {layers}\n" + "".join(
+            f"mkdir -p {layers}{path}/up {layers}{path}/work\n"
+            f"mount -t overlay overlay -o lowerdir={path},upperdir={layers}{path}/up,"
+            f"workdir={layers}{path}/work {path}\n"
+            for path in ("/etc", "/var", "/usr/local")
+        )
+        script += (
+            "ip link set lo up\n"
+            # What the machine's namespace hands down differs from machine to machine.
+            "echo 0 >/proc/sys/net/ipv4/conf/all/forwarding\n"
+            "echo 0 >/proc/sys/net/ipv6/conf/all/forwarding\n"
+            "echo ready\nexec sleep 1200\n"
+        )
+        self.holder = subprocess.Popen(
+            ["unshare", "--net", "--mount", "sh", "-ec", script], stdout=subprocess.PIPE, text=True
+        )
+        assert self.holder.stdout is not None
+        assert self.holder.stdout.readline() == "ready\n"
+        self.children: list[subprocess.Popen[str]] = []
+        # Put before the modules' interpreter.
+        self.command_prefix: tuple[str, ...] = ()
+
+    def command(self, *argv: str) -> list[str]:
+        return ["nsenter", f"--target={self.holder.pid}", "--net", "--mount", *argv]
+
+    def run(self, *argv: str, text: str | None = None, check: bool = True) -> str:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            self.command(*argv),
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=environment,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{self.name}: {argv}: {done.stderr}{done.stdout}")
+        return done.stdout
+
+    def sh(self, script: str, check: bool = True) -> str:
+        return self.run("sh", "-ec", script, check=check)
+
+    def start(self, *argv: str) -> None:
+        child = subprocess.Popen(self.command(*argv), stdout=subprocess.PIPE, text=True)
+        self.children.append(child)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+
+    def module(
+        self, name: str = "tproxy_rules", *, check: bool = False, **options: t.Any
+    ) -> dict[str, t.Any]:
+        request = {"module": name, "options": {**DEFAULTS[name], **options}, "check": check}
+        answer = self.run(
+            *self.command_prefix, sys.executable, str(HERE / "driver.py"), text=json.dumps(request)
+        )
+        return t.cast("dict[str, t.Any]", json.loads(answer))
+
+    def state(self) -> str:
+        """Everything that the modules may change, as text."""
+        return self.sh(
+            "for i in iptables ip6tables; do $i-save 2>/dev/null | grep -v '^#' || :; done\n"
+            "nft list ruleset\n"
+            "for f in -4 -6; do ip $f -d rule; ip $f -d route show table all; done\n"
+            "grep -r . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf 2>/dev/null | grep -v stable_secret | sort\n"
+            "find /etc/tproxy* /etc/sysctl.d /etc/iproute2 /etc/systemd/system /usr/local/sbin /var/lib/tproxy*"
+            " -printf '%p %m %l\\n' 2>/dev/null | sort\n"
+        )
+
+    def close(self) -> None:
+        for child in (*self.children, self.holder):
+            child.kill()
+            child.wait()
+            if child.stdout is not None:
+                child.stdout.close()
+
+
+def items(result: dict[str, t.Any]) -> list[str]:
+    """The names of the changes; a refusal is no list of changes."""
+    assert "changes" in result, result
+    return [change["item"] for change in result["changes"]]
+
+
+class Network:
+    """client – proxy – server, or with a router of a smaller MTU before the server; IPv4 and IPv6."""
+
+    def __init__(self, directory: Path, *, router_mtu: int | None = None) -> None:
+        self.hosts: list[Host] = []
+        self.client, self.proxy, self.server = (
+            self.host(name, directory) for name in ("client", "proxy", "server")
+        )
+        self.link(self.client, "front", "10.9.1.11", self.proxy, "front", "10.9.1.2", "1")
+        nearest, back = self.server, "back"
+        if router_mtu:
+            nearest, back = self.host("router", directory), "near"
+            self.link(nearest, "far", "10.9.3.1", self.server, "back", "10.9.3.11", "3")
+            nearest.sh(f"ip link set far mtu {router_mtu}")
+            nearest.sh(
+                "echo 1 | tee /proc/sys/net/ipv4/conf/all/forwarding /proc/sys/net/ipv6/conf/all/forwarding"
+            )
+            self.proxy.sh("echo 0 | tee /proc/sys/net/ipv4/tcp_mtu_probing")
+        self.link(self.proxy, "back", "10.9.2.2", nearest, back, "10.9.2.11", "2")
+        gateway = "2"
+        if router_mtu:
+            self.proxy.sh(
+                "ip route add 10.9.3.0/24 via 10.9.2.11; ip route add fd09:3::/64 via fd09:2::11"
+            )
+            nearest.sh("ip route add default via 10.9.2.2; ip route add default via fd09:2::2")
+            gateway = "3"
+        last = "1" if router_mtu else "2"
+        self.gateways = [f"10.9.{gateway}.{last}", f"fd09:{gateway}::{last}"]
+        self.server.start(sys.executable, str(HERE / "peer.py"), "server", "8080")
+        self.proxy.start(
+            *(sys.executable, str(HERE / "peer.py"), "relay", "80", "8080"),
+            *(f"10.9.{gateway}.11", f"fd09:{gateway}::11"),
+        )
+
+    def host(self, name: str, directory: Path) -> Host:
+        made = Host(name, directory)
+        self.hosts.append(made)
+        return made
+
+    def link(
+        self,
+        one: Host,
+        name: str,
+        address: str,
+        other: Host,
+        other_name: str,
+        other_address: str,
+        net: str,
+    ) -> None:
+        one.sh(f"ip link add {name} type veth peer name {other_name} netns {other.holder.pid}")
+        for host, device, ipv4 in ((one, name, address), (other, other_name, other_address)):
+            host.sh(
+                f"ip address add {ipv4}/24 dev {device}\n"
+                f"ip address add fd09:{net}::{ipv4.rpartition('.')[2]}/64 dev {device} nodad\n"
+                f"ip link set {device} up\n"
+            )
+
+    def ask(self, family: str, *, size: int = 10, seconds: float = 1.2) -> str | None:
+        """What the server says about a request of the client; None if nothing came back."""
+        address = "10.9.1.2" if family == "ipv4" else "fd09:1::2"
+        answer = self.client.run(
+            sys.executable,
+            str(HERE / "peer.py"),
+            "client",
+            address,
+            "80",
+            str(size),
+            str(seconds),
+            check=False,
+        )
+        return answer.strip() or None
+
+    def works(self, family: str) -> bool:
+        expected = {"ipv4": "10.9.1.11 10", "ipv6": "fd09:1::11 10"}[family]
+        answer = self.ask(family)
+        assert answer in (expected, None)
+        return answer == expected
+
+    def close(self) -> None:
+        for host in self.hosts:
+            host.close()

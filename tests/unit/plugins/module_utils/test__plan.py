@@ -1,0 +1,353 @@
+# Copyright (c) 2026, the clearproxy.haproxy contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _plan
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import (
+    FloorError,
+    InputError,
+    NotFoundError,
+)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._model import (
+    Check,
+    Server,
+    parse_weight,
+)
+
+PARAMS: dict[str, t.Any] = {
+    "servers": ["web1"],
+    "backend": None,
+    "state": None,
+    "weight": None,
+    "missing": "fail",
+    "min_ready": None,
+    "drain_first": False,
+    "wait": False,
+    "on_timeout": "fail",
+}
+
+
+def desired(**params: t.Any) -> _plan.Desired:
+    return _plan.Desired.from_params({**PARAMS, **params})
+
+
+def srv(name: str = "web1", backend: str = "app", **values: t.Any) -> Server:
+    base: dict[str, t.Any] = {
+        "backend_id": 3,
+        "id": 1,
+        "address": "192.0.2.1",
+        "port": 80,
+        "fqdn": None,
+        "operational": "running",
+        "admin": 0,
+        "weight": 10,
+        "initial_weight": 10,
+        "last_change": 5,
+        "check_health": 4,
+        "check_state": 6,
+        "agent_state": 0,
+    }
+    return Server(backend=backend, name=name, **{**base, **values})
+
+
+MAINT, DRAIN = {"admin": 1, "operational": "stopped"}, {"admin": 8}
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"servers": []}, "servers"),
+        ({"servers": ["a b"]}, "server 'a b'"),
+        ({"servers": ["a\nb"]}, "server"),
+        ({"servers": ["#1"]}, "server"),
+        ({"backend": "a;b"}, "backend"),
+        ({"backend": "app*"}, "backend"),
+        ({"weight": "300"}, "weight"),
+        ({"min_ready": "101%"}, "min_ready"),
+        ({"drain_first": True}, "drain_first"),
+        ({"drain_first": True, "state": "drain"}, "drain_first"),
+        ({"wait": True}, "wait"),
+        ({"on_timeout": "shutdown_sessions", "state": "ready"}, "on_timeout"),
+    ],
+)
+def test_bad_input(params: dict[str, t.Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        desired(**params)
+
+
+# --- targets --------------------------------------------------------------------------------
+
+KNOWN = [srv("web1"), srv("web2"), srv("db1"), srv("web1", "other"), srv("x", "off", id=0)]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["web1"], ["app/web1", "other/web1"]),
+        (["web*"], ["app/web1", "app/web2", "other/web1"]),
+        (["*"], ["app/db1", "app/web1", "app/web2", "other/web1"]),
+        (["web[12]", "web1"], ["app/web1", "app/web2", "other/web1"]),
+        (["d?1"], ["app/db1"]),
+    ],
+)
+def test_resolve(names: list[str], found: list[str]) -> None:
+    targets = _plan.resolve(KNOWN, desired(servers=names), "here")
+    assert [server.label for server in targets] == found
+
+
+def test_every_name_must_match() -> None:
+    with pytest.raises(NotFoundError, match=r"'web9' or 'z\*'; there is web1, web2") as caught:
+        _plan.resolve(KNOWN, desired(servers=["web1", "web9", "z*"]), "here")
+    assert caught.value.details["not_found"] == ["web9", "z*"]
+    wanted = desired(servers=["db1", "web9"], missing="ignore")
+    assert [server.label for server in _plan.resolve(KNOWN, wanted, "here")] == ["app/db1"]
+
+
+def test_names_are_matched_by_case() -> None:
+    with pytest.raises(NotFoundError):
+        _plan.resolve(KNOWN, desired(servers=["WEB*"]), "here")
+
+
+def test_disabled_backend() -> None:
+    with pytest.raises(NotFoundError, match="off at here is disabled"):
+        _plan.resolve([KNOWN[-1]], desired(servers=["x"], backend="off"), "here")
+
+
+# --- commands -------------------------------------------------------------------------------
+
+CHECKS = {("app", "web1"): Check(rise=2, fall=3, tracked="")}
+FALL_1 = {("app", "web1"): Check(rise=2, fall=1, tracked="")}
+
+
+@pytest.mark.parametrize(
+    ("now", "params", "checks", "commands"),
+    [
+        ({}, {"state": "ready"}, {}, []),
+        ({}, {"state": "drain"}, {}, ["state drain"]),
+        (DRAIN, {"state": "drain"}, {}, []),
+        (DRAIN, {"state": "maint"}, {}, ["state maint"]),
+        (MAINT, {"state": "disabled"}, {}, []),
+        (MAINT, {"state": "enabled"}, {}, ["state ready"]),
+        # Inherited and configured bits are no difference.
+        ({"admin": 0x02}, {"state": "ready"}, {}, []),
+        ({"admin": 0x04}, {"state": "ready"}, {}, []),
+        ({"admin": 0x12}, {"state": "drain"}, {}, ["state drain"]),
+        ({}, {"weight": "10"}, {}, []),
+        ({}, {"weight": "100%"}, {}, []),
+        ({"weight": 5}, {"weight": "50%"}, {}, []),
+        ({}, {"weight": "50%"}, {}, ["weight 50%"]),
+        ({}, {"weight": "0", "state": "drain"}, {}, ["weight 0", "state drain"]),
+        ({}, {"state": "maint", "drain_first": True}, {}, ["state drain", "state maint"]),
+        (DRAIN, {"state": "maint", "drain_first": True}, {}, ["state maint"]),
+        (MAINT, {"state": "maint", "drain_first": True}, {}, []),
+        # Ready in a way that lets a later check be told from an earlier one.
+        (MAINT, {"state": "ready", "wait": True}, CHECKS, ["state ready"]),
+        (DRAIN, {"state": "ready", "wait": True}, CHECKS, ["state maint", "state ready"]),
+        (DRAIN, {"state": "ready", "wait": False}, CHECKS, ["state ready"]),
+        ({**DRAIN, "check_health": 3}, {"state": "ready", "wait": True}, CHECKS, ["state ready"]),
+        (
+            {**DRAIN, "operational": "stopped", "check_health": 0},
+            {"state": "ready", "wait": True},
+            CHECKS,
+            ["state ready"],
+        ),
+        ({**DRAIN, "check_state": 0}, {"state": "ready", "wait": True}, CHECKS, ["state ready"]),
+        (DRAIN, {"state": "ready", "wait": True}, FALL_1, ["health down", "state ready"]),
+    ],
+)
+def test_commands(
+    now: dict[str, t.Any],
+    params: dict[str, t.Any],
+    checks: dict[tuple[str, str], Check],
+    commands: list[str],
+) -> None:
+    plan = _plan.plan_servers([srv(**now)], desired(**params), checks=checks)
+    assert plan.commands == [f"set server app/web1 {command}" for command in commands]
+
+
+def test_drain_first_waits_only_for_those_not_in_maintenance() -> None:
+    servers = [srv("a"), srv("b", **DRAIN), srv("c", **MAINT)]
+    plan = _plan.plan_servers(servers, desired(servers=["*"], state="maint", drain_first=True))
+    first, second = plan.phases
+    assert (first.goal, [key[1] for key in first.watch]) == ("drained", ["a", "b"])
+    assert [step.command for step in first.steps] == ["set server app/a state drain"]
+    assert [step.key[1] for step in second.steps] == ["a", "b"]
+    assert second.goal is None
+
+
+def test_static_balance() -> None:
+    wanted = desired(weight="50%")
+    with pytest.raises(InputError, match="static-rr"):
+        _plan.plan_servers([srv()], wanted, algorithms={"app": "static-rr"})
+    assert _plan.plan_servers([srv()], wanted, algorithms={"app": "source"}).commands
+    zero = desired(weight="0")
+    assert _plan.plan_servers([srv()], zero, algorithms={"app": "static-rr"}).commands
+
+
+def test_view_shows_managed_values_of_changed_servers() -> None:
+    servers = [srv("a"), srv("b", **DRAIN)]
+    plan = _plan.plan_servers(servers, desired(servers=["*"], state="drain"))
+    assert plan.view(plan.targets) == {"app/a": {"state": "ready"}}
+    assert plan.view(plan.predicted) == {"app/a": {"state": "drain"}}
+
+
+SERVERS = st.builds(
+    srv,
+    name=st.sampled_from(["a", "b", "c"]),
+    backend=st.sampled_from(["app", "other"]),
+    admin=st.integers(0, 0x7F),
+    operational=st.sampled_from(["stopped", "starting", "running", "stopping"]),
+    weight=st.integers(0, 256),
+    initial_weight=st.integers(0, 256),
+    check_health=st.integers(0, 6),
+    check_state=st.sampled_from([0, 2, 6, 14]),
+)
+DESIRED = st.builds(
+    dict,
+    state=st.sampled_from(["ready", "drain", "maint", "enabled", "disabled"]),
+    weight=st.one_of(
+        st.none(), st.integers(0, 256).map(str), st.integers(0, 300).map("{}%".format)
+    ),
+    wait=st.booleans(),
+    drain_first=st.booleans(),
+)
+CHECK = st.builds(Check, rise=st.integers(0, 3), fall=st.integers(0, 3), tracked=st.just(""))
+
+
+def obey(server: Server, commands: list[str]) -> Server:
+    """What HAProxy makes of the commands, as measured on 2.2 to 3.4."""
+    for command in commands:
+        match = re.fullmatch(r"set server ([^ /]+)/([^ /]+) (state|weight|health) ([^ ]+)", command)
+        assert match, command
+        if match.group(1, 2) != server.key:
+            continue
+        if match.group(3) == "state":
+            bits = {"ready": 0, "drain": 8, "maint": 1}[match.group(4)]
+            server = dataclasses.replace(server, admin=server.admin & ~0x09 | bits)
+        elif match.group(3) == "weight":
+            weight = parse_weight(match.group(4)).of(server.initial_weight)
+            server = dataclasses.replace(server, weight=weight)
+        else:
+            server = dataclasses.replace(server, operational="stopped")
+    return server
+
+
+@given(st.lists(SERVERS, unique_by=lambda server: server.key, min_size=1), DESIRED, st.data())
+def test_a_plan_reaches_what_it_predicts_and_then_rests(
+    servers: list[Server], params: dict[str, t.Any], data: st.DataObject
+) -> None:
+    params["drain_first"] = params["drain_first"] and params["state"] in ("maint", "disabled")
+    wanted = desired(servers=["*"], **params)
+    checks = {server.key: data.draw(CHECK) for server in servers}
+    plan = _plan.plan_servers(servers, wanted, checks=checks)
+    after = [obey(server, plan.commands) for server in servers]
+    for is_, predicted in zip(after, plan.predicted):
+        assert (is_.state, is_.weight) == (predicted.state, predicted.weight)
+    assert _plan.plan_servers(after, wanted, checks=checks).commands == []
+    # And it can be taken back exactly.
+    for before, now in zip(servers, after):
+        undone = obey(now, [step.command for step in _plan.undo(before, now)])
+        assert undone.weight == before.weight
+        assert undone.state == before.state
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_no_name_breaks_a_command(backend: str, name: str) -> None:
+    try:
+        command = _plan.set_state((backend, name), "maint").command
+    except InputError:
+        return
+    assert command == f"set server {backend}/{name} state maint"
+    assert re.fullmatch(r"[A-Za-z0-9_.:-]+", backend)
+    assert re.fullmatch(r"[A-Za-z0-9_.:-]+", name)
+
+
+# --- the floor ------------------------------------------------------------------------------
+
+
+def floor(servers: list[Server], min_ready: str, **params: t.Any) -> None:
+    wanted = desired(servers=["web1"], min_ready=min_ready, **params)
+    targets = [server for server in servers if server.name == "web1"]
+    plan = _plan.plan_servers(targets, wanted)
+    _plan.check_floor(servers, plan.predicted, min_ready, "here")
+
+
+def test_floor() -> None:
+    three = [srv("web1"), srv("web2"), srv("web3")]
+    floor(three, "2", state="drain")
+    floor(three, "66%", state="maint")
+    with pytest.raises(FloorError, match="2 of the 3 servers of app"):
+        floor(three, "67%", state="drain")
+    with pytest.raises(FloorError):
+        floor(three, "3", weight="0")
+    # Those that are not usable do not count.
+    with pytest.raises(FloorError, match="1 of the 3"):
+        floor([srv("web1"), srv("web2"), srv("web3", **DRAIN)], "2", state="drain")
+    # What takes nothing away is never refused.
+    floor([srv("web1", **DRAIN), srv("web2", **DRAIN)], "2", state="ready")
+    floor([srv("web1", **DRAIN), srv("web2", **DRAIN)], "2", state="maint")
+
+
+def test_floor_looked_at_again() -> None:
+    before = [srv("web1"), srv("web2")]
+    now = [srv("web1", **DRAIN), srv("web2", **DRAIN)]
+    assert _plan.check_floor_now(before, now, {"app"}, "1")
+    assert _plan.check_floor_now(before, now, {"other"}, "1") is None
+    assert _plan.check_floor_now(before, [now[0], before[1]], {"app"}, "1") is None
+    assert _plan.check_floor_now(now, now, {"app"}, "1") is None
+
+
+# --- up -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "up"),
+    [
+        ({"check_health": 4}, True),
+        ({"check_health": 2}, False),
+        ({"check_health": 3}, False),
+        ({"check_health": 4, "operational": "starting"}, True),
+        ({"check_health": 0, "operational": "stopped"}, False),
+        ({"check_health": 4, "operational": "stopping"}, False),
+        ({"check_health": 4, "admin": 0x02}, False),
+        ({"check_health": 4, "admin": 0x10}, False),
+        ({"check_health": 4, "admin": 0x20}, False),
+        ({"check_health": 4, "admin": 0x08}, False),
+        ({"check_health": 0, "check_state": 0}, True),
+    ],
+)
+def test_up(now: dict[str, t.Any], up: bool) -> None:
+    server = srv(**now)
+    assert _plan.is_up(server, {server.key: server}, CHECKS) is up
+    if not up:
+        assert _plan.why_not_up(server, CHECKS[server.key])
+
+
+def test_hidden_rise_proves_nothing() -> None:
+    server = srv(check_health=9)
+    hidden = {server.key: Check(rise=0, fall=0, tracked="")}
+    assert not _plan.is_up(server, {}, hidden)
+    assert not _plan.is_up(server, {}, {})
+
+
+def test_up_like_the_tracked_server() -> None:
+    server = srv("t1", check_state=0, check_health=0)
+    checks = {server.key: Check(0, 0, "main/web1"), ("main", "web1"): Check(2, 3, "")}
+    for health, up in ((4, True), (2, False)):
+        tracked = srv("web1", "main", check_health=health)
+        assert _plan.is_up(server, {tracked.key: tracked}, checks) is up
+
+
+@pytest.mark.parametrize("text", ["", "a\nb", "a\rb", "a\0b"])
+def test_words_that_cannot_be_carried(text: str) -> None:
+    with pytest.raises(InputError):
+        _plan.word(text)
