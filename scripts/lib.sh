@@ -87,7 +87,7 @@ ansible_environment() {
   export ANSIBLE_LOCALHOST_WARNING=false ANSIBLE_INVENTORY_UNPARSED_WARNING=false ANSIBLE_NOCOWS=1 ANSIBLE_PIPELINING=true
 }
 
-LAB_PACKAGES=(podman crun netavark mmdebstrap iptables)
+LAB_PACKAGES=(podman crun netavark mmdebstrap iptables gnupg)
 
 need_lab() {
   [ "$(id -u)" = 0 ] || die "run as root: the lab's hosts have a kernel network of their own"

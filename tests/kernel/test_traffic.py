@@ -118,7 +118,8 @@ def test_each_breakage_is_named_exactly_and_repaired(network: Network, name: str
     found = network.proxy.module(check=True)
     assert items(found) == expected
     for family in ("ipv4", "ipv6") if broken else ():
-        assert network.works(family) == (family not in broken), family
+        alive = family not in broken
+        assert network.works(family, alive) == alive, family
 
     repaired = network.proxy.module()
     assert repaired["changes"] == found["changes"]
@@ -135,7 +136,7 @@ def test_the_server_sees_the_clients_own_addresses(network: Network) -> None:
 def test_rules_of_others_that_come_first_are_overtaken(network: Network) -> None:
     network.proxy.sh("iptables -t mangle -I PREROUTING -i back -j ACCEPT")
     try:
-        assert not network.works("ipv4")
+        assert not network.works("ipv4", expected=False)
         found = network.proxy.module(check=True)
         assert items(found) == ["ipv4 mangle PREROUTING tcp", "ipv4 mangle PREROUTING icmp"]
         assert "behind '-A PREROUTING -i back -j ACCEPT'" in found["changes"][0]["found"]
@@ -158,7 +159,7 @@ def test_other_softwares_mark_sysctls_do_no_harm(network: Network, interfaces: l
         assert network.works("ipv6")
         if not interfaces:
             network.proxy.sh("ip rule del priority 100")
-            assert not network.works("ipv4")
+            assert not network.works("ipv4", expected=False)
     finally:
         network.proxy.sh("".join(f"echo 0 >/proc/sys/net/{key}\n" for key in keys))
         network.proxy.module()
@@ -199,7 +200,7 @@ def test_the_boot_files_do_what_the_module_does(network: Network) -> None:
     """The loader is what runs at boot: from nothing it must reach the very state that the module wants."""
     network.proxy.sh("tproxy-host stop")
     assert "DIVERT" not in network.proxy.sh("iptables-save; ip6tables-save; ip rule; ip -6 rule")
-    assert not network.works("ipv4")
+    assert not network.works("ipv4", expected=False)
     network.proxy.sh("echo 0 >/proc/sys/net/ipv4/conf/all/forwarding")
     network.proxy.sh("echo 1 | tee /proc/sys/net/ipv4/conf/*/send_redirects")
     for _again in range(3):
@@ -220,8 +221,8 @@ def test_icmp_errors_reach_the_proxy(tmp_path: Path) -> None:
         network.proxy.sh(
             f"iptables -t mangle -D {ICMP}; ip6tables -t mangle -D {ICMPV6}; ip route flush cache; ip -6 route flush cache"
         )
-        assert network.ask("ipv4", size=14000) is None
-        assert network.ask("ipv6", size=14000) is None
+        assert network.ask("ipv4", size=14000, seconds=1.2) is None
+        assert network.ask("ipv6", size=14000, seconds=1.2) is None
         network.proxy.module()
         assert network.ask("ipv4", size=14000) == "10.9.1.11 14000"
         assert network.ask("ipv6", size=14000) == "fd09:1::11 14000"
@@ -230,8 +231,8 @@ def test_icmp_errors_reach_the_proxy(tmp_path: Path) -> None:
 def test_without_the_return_path_nothing_comes_back(network: Network) -> None:
     found = network.server.module("tproxy_return_path", state="absent")
     assert items(found)[:2] == ["ipv4 default route", "ipv6 default route"]
-    assert not network.works("ipv4")
-    assert not network.works("ipv6")
+    assert not network.works("ipv4", expected=False)
+    assert not network.works("ipv6", expected=False)
     network.server.module("tproxy_return_path", gateways=network.gateways)
     assert network.works("ipv4")
     assert network.works("ipv6")

@@ -8,6 +8,7 @@ What real HAProxy processes make of it is in tests/runtime.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import typing as t
 
@@ -51,6 +52,11 @@ class FakeHaproxy:
         self.meanwhile: t.Callable[[str], None] = lambda command: None
         self.refuse: str | None = None
         self.stopping = False
+        self.version = "3.2.26"
+        self.fall = 3
+        # What the health counter reads at each look; the last one stays. None: no checks.
+        self.health: list[int] | None = None
+        self.held: set[str] = set()
 
     def close(self) -> None:
         pass
@@ -77,22 +83,29 @@ class FakeHaproxy:
         if command == "show cli level":
             return f"{self.level}\n"
         if command == "show info":
-            return f"Name: HAProxy\nVersion: 2.6.12\nStopping: {int(self.stopping)}\n"
+            return f"Name: HAProxy\nVersion: {self.version}\nStopping: {int(self.stopping)}\n"
         if command == "show backend":
             return "# name\napp\n"
         if re.match(r"show servers state (?!app$)", command):
             return "Can't find backend.\n"
         if command.startswith("show servers state"):
+            looks = self.health or [0]
+            health = looks.pop(0) if len(looks) > 1 else looks[0]
+            state = 0 if self.health is None else 6
             rows = [
-                f"3 app {n} {name} 192.0.2.1 2 {self.admin[name]} {self.weight[name]} 10 "
-                "5 0 0 0 0 0 0 0 - 80 -"
+                f"3 app {n} {name} 192.0.2.1 {0 if name in self.held else 2} {self.admin[name]} "
+                f"{self.weight[name]} 10 5 0 0 {health} {state} 0 0 0 - 80 -"
                 for n, name in enumerate(self.admin, 1)
             ]
             return "\n".join(["1", f"# {COLUMNS}", *rows, ""])
         if command in ("show stat #3 4 -1", "show stat #3 2 -1"):
-            rows = [f"app,{name},{self.streams[name]},0,2,," for name in self.admin]
-            rows.append("app,BACKEND,0,0,1,,roundrobin")
-            return "# pxname,svname,scur,qcur,type,tracked,algo\n" + "\n".join(rows) + "\n"
+            rows = [f"app,{name},{self.streams[name]},0,2,,,2,{self.fall}" for name in self.admin]
+            rows.append("app,BACKEND,0,0,1,,roundrobin,,")
+            return (
+                "# pxname,svname,scur,qcur,type,tracked,algo,check_rise,check_fall\n"
+                + "\n".join(rows)
+                + "\n"
+            )
         if command == "show servers conn app":
             rows = [f"app/{name} {self.streams[name]} 0" for name in self.admin]
             return "# bkname/svname used_cur idle_cur\n" + "\n".join(rows) + "\n"
@@ -109,6 +122,9 @@ class FakeHaproxy:
             self.streams[name] = 0
         elif what == "state":
             self.admin[name] = {"ready": 0, "drain": 8, "maint": 1}[value]
+        elif what == "health":
+            assert value == "down"
+            self.held.add(name)
         else:
             assert what == "weight"
             self.weight[name] = int(value)
@@ -216,6 +232,31 @@ def test_wait_timeout() -> None:
         operation(fake, state="drain", wait=True).run()
     assert [entry["server"] for entry in caught.value.details["waiting_for"]] == ["b"]
     assert fake.admin == {"a": 8, "b": 8}
+
+
+@pytest.mark.parametrize(
+    ("version", "fall", "looks", "more"),
+    [
+        # The counter says rise (2) right behind the command, and is full (4) after a check.
+        ("3.2.26", 3, [2, 2, 4], []),
+        # A check that passed before the look: tried again.
+        ("3.2.26", 3, [4, 2, 4], ["state maint", "state ready"]),
+        # Always full: init-state fully-up, so the server is held down; before 3.1 that cannot be.
+        ("3.2.26", 3, [4], ["state maint", "state ready"] * 2 + ["health down"]),
+        ("3.0.11", 3, [4], []),
+        ("2.6.12", 1, [2], ["health down"]),
+    ],
+)
+def test_ready_is_proven(version: str, fall: int, looks: list[int], more: list[str]) -> None:
+    fake = FakeHaproxy("a")
+    fake.admin["a"] = 1
+    fake.version, fake.fall = version, fall
+    # The first look is the one that plans.
+    fake.health = [0, *looks]
+    with contextlib.suppress(WaitError):
+        operation(fake, state="ready", wait=True, wait_timeout=0.2).run()
+    expected = ["state ready", *more]
+    assert fake.changes == [f"set server app/a {command}" for command in expected]
 
 
 def test_rollback() -> None:

@@ -271,6 +271,9 @@ def carry_out(snapshot: Snapshot, desired: Desired | None) -> Snapshot:
 def test_a_plan_leaves_nothing_to_plan(snapshot: Snapshot, desired: Desired) -> None:
     after = carry_out(snapshot, desired)
     assert plan_host(after, desired).changes == ()
+    for family in desired.families:
+        top = after.firewall[family]["mangle"].in_chain("PREROUTING")
+        assert top[: len(render.jumps(desired, family))] == render.jumps(desired, family)
 
 
 @settings(max_examples=60, deadline=None)
@@ -343,6 +346,9 @@ def test_any_damage_is_repaired_and_the_rules_of_others_keep_their_order(
     plan = plan_host(snapshot, desired)
     after = Kernel(snapshot).apply(plan)
     assert plan_host(after, desired).changes == ()
+    for family in desired.families:
+        top = after.firewall[family]["mangle"].in_chain("PREROUTING")
+        assert top[: len(render.jumps(desired, family))] == render.jumps(desired, family)
     for family in FAMILIES:
         before_rules, after_rules = (
             [
