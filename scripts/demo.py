@@ -58,7 +58,7 @@ def addresses(lab: Lab) -> Table:
         seen: dict[tuple[str, int], str] = {}
         for port in (SPREAD, NOT_TRANSPARENT):
             marker = f"/index.php?demo-{time.time_ns()}"
-            for attempt in range(6):
+            for _attempt in range(6):
                 server = page(lab.get(url(family, port, marker)))["server_name"]
                 line = lab.run(
                     server, f"grep -F '{marker}' /var/log/nginx/application.log | tail -n 1"
@@ -72,14 +72,14 @@ def addresses(lab: Lab) -> Table:
 def requests_of_one_client(lab: Lab, port: int) -> tuple[list[str], list[str]]:
     """The servers that ten requests of one client went to, and ten more after it dropped its cookies."""
     halves = []
-    for attempt in range(2):
+    for _attempt in range(2):
         lab.run("client", "rm -f /tmp/demo.jar")
         halves.append(
             [
                 page(
                     lab.get(url("ipv4", port, "/session.php"), "-c /tmp/demo.jar -b /tmp/demo.jar")
                 )["server_name"]
-                for attempt in range(10)
+                for _attempt in range(10)
             ]
         )
     return halves[0], halves[1]
@@ -112,7 +112,18 @@ def summary(servers: list[str]) -> str:
 def load(lab: Lab, count: int, playbook: str, *arguments: str) -> dict[str, Any]:
     """Requests at a steady rate while the playbook runs; the load generator's count of every one."""
     process = subprocess.Popen(
-        ["podman", "exec", f"clearproxy-{NUMBER}-client", "python3", "/srv/load.py", PROXY["ipv4"], str(SPREAD), "/index.php?ms=100", f"--count={count}", f"--rate={RATE}"],
+        [
+            "podman",
+            "exec",
+            f"clearproxy-{NUMBER}-client",
+            "python3",
+            "/srv/load.py",
+            PROXY["ipv4"],
+            str(SPREAD),
+            "/index.php?ms=100",
+            f"--count={count}",
+            f"--rate={RATE}",
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -77,7 +77,17 @@ def main(root: Path, mirror: str) -> None:
     gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--yes"]
     if not (root / "key.gpg").exists():
         subprocess.run(
-            [*gpg, "--passphrase", "", "--quick-gen-key", "lab archive", "ed25519", "sign", "never"], check=True
+            [
+                *gpg,
+                "--passphrase",
+                "",
+                "--quick-gen-key",
+                "lab archive",
+                "ed25519",
+                "sign",
+                "never",
+            ],
+            check=True,
         )
         subprocess.run([*gpg, "--output", str(root / "key.gpg"), "--export"], check=True)
     signed = root / "dists/trixie/InRelease"

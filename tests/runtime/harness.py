@@ -72,7 +72,7 @@ class _EchoServer(_Quiet, socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 
 @contextlib.contextmanager
-def _serving(server: socketserver.BaseServer) -> Iterator[socketserver.BaseServer]:
+def _serving(server: socketserver.TCPServer) -> Iterator[socketserver.TCPServer]:
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -95,7 +95,7 @@ def http_origin(port: int = 0, name: str = "web") -> Iterator[int]:
 def echo_origin() -> Iterator[int]:
     """A TCP server that answers what it is sent, as long as the client likes."""
     with _serving(_EchoServer(("127.0.0.1", 0), _EchoHandler)) as server:
-        yield server.server_address[1]  # type: ignore[attr-defined]
+        yield int(server.socket.getsockname()[1])
 
 
 def free_port() -> int:

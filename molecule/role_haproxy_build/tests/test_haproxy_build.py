@@ -77,7 +77,9 @@ def test_nothing_is_left_of_the_build_and_apt_is_untouched(lab: Lab) -> None:
     assert not lab.host("proxy").file("/var/cache/haproxy-build").exists
     assert not lab.host("proxy").file("/opt/haproxy/staging").exists
     assert lab.host("proxy").run("ls -d /tmp/haproxy-source-*").stdout == ""
-    assert lab.host("proxy").run("grep -r deb-src /etc/apt --exclude=lab-archive.sources").stdout == ""
+    assert (
+        lab.host("proxy").run("grep -r deb-src /etc/apt --exclude=lab-archive.sources").stdout == ""
+    )
     owners = lab.run("proxy", "find /opt/haproxy ! -user root -o -perm /022 ! -type l")
     assert owners == ""
 

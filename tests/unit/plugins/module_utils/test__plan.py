@@ -59,7 +59,8 @@ def srv(name: str = "web1", backend: str = "app", **values: t.Any) -> Server:
     return Server(backend=backend, name=name, **{**base, **values})
 
 
-MAINT, DRAIN = {"admin": 1, "operational": "stopped"}, {"admin": 8}
+MAINT: dict[str, t.Any] = {"admin": 1, "operational": "stopped"}
+DRAIN: dict[str, t.Any] = {"admin": 8}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ SERVERS = st.builds(
     check_health=st.integers(0, 6),
     check_state=st.sampled_from([0, 2, 6, 14]),
 )
-DESIRED = st.builds(
+DESIRED: st.SearchStrategy[dict[str, t.Any]] = st.builds(
     dict,
     state=st.sampled_from(["ready", "drain", "maint", "enabled", "disabled"]),
     weight=st.one_of(
