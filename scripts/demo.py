@@ -153,7 +153,7 @@ def rolling_updates(lab: Lab) -> dict[str, dict[str, Any]]:
     )
     tasks = REPO / "molecule/resources/tasks/stop_for_three_seconds.yml"
     print(
-        f"  {LOADS['with']} requests, {RATE} a second; each server is drained, really stopped for 3 s, put back",
+        f"  {LOADS['with']} requests, {RATE} a second; each server is taken out of service, really stopped for 3 s, put back",
         flush=True,
     )
     drained = load(
@@ -161,15 +161,16 @@ def rolling_updates(lab: Lab) -> dict[str, dict[str, Any]]:
         LOADS["with"],
         "clearproxy.haproxy.rolling_update",
         "-e",
-        f"rolling_update_tasks={tasks}",
+        json.dumps({"rolling_update_tasks": str(tasks)}),
     )
     print(
-        f"  {LOADS['without']} requests, the same work on the servers without a drain", flush=True
+        f"  {LOADS['without']} requests, the same work on the servers, and HAProxy is not told",
+        flush=True,
     )
     undrained = load(
         lab, LOADS["without"], str(REPO / "molecule/resources/update_without_drain.yml")
     )
-    return {"rolling_update": drained, "without the drain": undrained}
+    return {"rolling_update": drained, "HAProxy not told": undrained}
 
 
 def counted(updates: dict[str, dict[str, Any]]) -> Table:
@@ -241,11 +242,32 @@ def main(report: Path) -> None:
     print(f"\nThe same with the requests plotted over time: {report}")
     print("The lab stays up: scripts/in-lab podman ps. Remove it: scripts/demo --destroy")
 
-    wrong = [row for row in seen[1:] if row[1] != row[2]]
-    if wrong or updates["rolling_update"]["failed"]:
-        sys.exit(
-            "This is not what it should be: a server saw another address, or the rolling update lost a request."
+    wrong = shortcomings(seen, went, updates)
+    if wrong:
+        sys.exit("This is not what it should be:\n" + "\n".join(f"- {text}" for text in wrong))
+
+
+def shortcomings(seen: Table, went: Table, updates: dict[str, dict[str, Any]]) -> list[str]:
+    """What the measurements do not show that they should."""
+    wrong = []
+    for server, client, transparent, plain in seen[1:]:
+        if client != transparent:
+            wrong.append(f"{server} saw {transparent} instead of {client}")
+        if client == plain:
+            wrong.append(f"{server} saw the client's address without transparency too")
+    for method, first, _second, _why in went[1:]:
+        if (method == "none") == (", " not in first):
+            wrong.append(f"with persistence {method} ten requests went to {first}")
+    told, untold = updates.values()
+    if told["failed"]:
+        wrong.append(f"the rolling update lost {told['failed']} requests")
+    if told["end"] >= max(request["at"] for request in told["requests"]):
+        wrong.append("the load ended before the rolling update did")
+    if not untold["failed"]:
+        wrong.append(
+            "the update that HAProxy was not told of lost no request: the load shows nothing"
         )
+    return wrong
 
 
 if __name__ == "__main__":

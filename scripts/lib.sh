@@ -9,13 +9,14 @@
 set -euo pipefail
 
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-CACHE=${CLEARPROXY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/clearproxy}
+export HOME=${HOME:-/root}
+CACHE=$(realpath -m -- "${CLEARPROXY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/clearproxy}")
 RUN=/run/clearproxy-lab
 export CLEARPROXY_CACHE=$CACHE REPO
 mkdir -p "$CACHE"
 
 # Each clone has a lab of its own: its number picks the names and the subnets, so that two clones
-# can have their labs up at once. 100 numbers: a clash is refused by podman, never shared silently.
+# can have their labs up at once. 100 numbers: a clash is refused (lock_lab), never shared silently.
 LAB_NUMBER=${CLEARPROXY_LAB_NUMBER:-$((100 + $(printf '%s' "$REPO" | cksum | cut -d' ' -f1) % 100))}
 LAB_PREFIX=clearproxy-$LAB_NUMBER
 CLONE_CACHE=$CACHE/clones/$LAB_NUMBER
@@ -24,6 +25,8 @@ export CLEARPROXY_LAB_NUMBER=$LAB_NUMBER CLEARPROXY_LAB_PREFIX=$LAB_PREFIX
 say() { printf '%s\n' "$*"; }
 step() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+[[ $LAB_NUMBER =~ ^[1-9][0-9]{0,2}$ && $LAB_NUMBER -le 255 ]] || die "CLEARPROXY_LAB_NUMBER is '$LAB_NUMBER': give a number from 1 to 255"
 
 content_key() { cat -- "$@" | sha256sum | cut -c1-16; }
 
@@ -45,8 +48,9 @@ need_packages() {
 
 # Python tools, in an environment of their own for each version of the list.
 need_tools() {
+  lock_cache
   local list=$REPO/tests/requirements.txt
-  TOOLS=$CACHE/tools/$(content_key "$list")
+  TOOLS=$CACHE/tools/$(python3 -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')-$(content_key "$list")
   if [ ! -e "$TOOLS/complete" ]; then
     step "Installing ansible-core, molecule, pytest and the linters into $TOOLS"
     rm -rf "$TOOLS"
@@ -55,12 +59,18 @@ need_tools() {
       || { tail -n 20 "$CACHE/pip.log" >&2; die "pip could not install the tools of $list"; }
     touch "$TOOLS/complete"
   fi
+  unlock_cache
   export TOOLS PATH=$TOOLS/bin:$PATH
 }
+
+# The cache is shared by all clones: only one fills it at a time.
+lock_cache() { exec 7>"$CACHE/.lock"; flock 7; }
+unlock_cache() { exec 7>&-; }
 
 # The collections that only the lab uses. PyPI's `ansible` package carries them; taken one by one
 # from its wheel they are 4 MB instead of 570, and Galaxy is not asked.
 need_collections() {
+  lock_cache
   COLLECTIONS=$CACHE/collections-1
   if [ ! -e "$COLLECTIONS/complete" ]; then
     step "Fetching the collection containers.podman"
@@ -77,6 +87,7 @@ PY
     rm -rf "$CACHE/wheel"
     touch "$COLLECTIONS/complete"
   fi
+  unlock_cache
   mkdir -p "$CLONE_CACHE/collections/ansible_collections/clearproxy"
   ln -sfn "$REPO" "$CLONE_CACHE/collections/ansible_collections/clearproxy/haproxy"
   export COLLECTIONS ANSIBLE_COLLECTIONS_PATH=$CLONE_CACHE/collections:$COLLECTIONS
@@ -87,7 +98,7 @@ ansible_environment() {
   export ANSIBLE_LOCALHOST_WARNING=false ANSIBLE_INVENTORY_UNPARSED_WARNING=false ANSIBLE_NOCOWS=1 ANSIBLE_PIPELINING=true
 }
 
-LAB_PACKAGES=(podman crun netavark mmdebstrap iptables gnupg)
+LAB_PACKAGES=(podman crun netavark mmdebstrap iptables nftables procps gnupg)
 
 need_lab() {
   [ "$(id -u)" = 0 ] || die "run as root: the lab's hosts have a kernel network of their own"
@@ -102,8 +113,9 @@ need_lab() {
 # calls must come from that one namespace: network namespaces made in it are invisible outside.
 in_lab() {
   export CONTAINERS_CONF=$REPO/molecule/resources/containers.conf
+  # The locks stay behind: a container's monitor would keep them for as long as the container lives.
   if [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ]; then
-    "$@"
+    "$@" 8>&-
     return
   fi
   mkdir -p "$RUN"
@@ -115,19 +127,32 @@ in_lab() {
       unshare --mount="$RUN/mnt" sh -c 'umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup'
     }
   ) 9>"$RUN.lock"
-  nsenter --mount="$RUN/mnt" --wd="$PWD" -- "$@"
+  nsenter --mount="$RUN/mnt" --wd="$PWD" -- "$@" 8>&-
 }
 
-# Undo in_lab's mount namespace: the last lab on the machine is gone.
+# Undo in_lab's mount namespace, unless another clone's lab is up.
 leave_lab() {
-  mountpoint -q "$RUN/mnt" && umount "$RUN/mnt"
-  mountpoint -q "$RUN" && umount "$RUN"
-  rm -rf "$RUN"
+  [ -z "$(in_lab podman network ls --quiet --filter name=^clearproxy-)" ] || return 0
+  (
+    flock 9
+    ! mountpoint -q "$RUN/mnt" || umount "$RUN/mnt"
+    ! mountpoint -q "$RUN" || umount "$RUN"
+    rm -rf "$RUN"
+  ) 9>"$RUN.lock"
 }
 
 # One user of this clone's lab at a time: a demo, a gate and a person may share the machine.
 lock_lab() {
-  mkdir -p "$RUN"
-  exec 8>"$RUN.$LAB_NUMBER.lock"
-  flock -n 8 || { say "Waiting for another run that uses this clone's lab ($LAB_PREFIX)…"; flock -w 3600 8 || die "the lab $LAB_PREFIX stayed in use for an hour"; }
+  mkdir -p "$RUN.locks"
+  exec 8>"$RUN.locks/$LAB_NUMBER"
+  flock -n 8 || { say "Waiting for another run that uses the lab $LAB_PREFIX…"; flock -w 3600 8 || die "the lab $LAB_PREFIX stayed in use for an hour"; }
+  local owner
+  owner=$(cat "$RUN.locks/$LAB_NUMBER.owner" 2>/dev/null || true)
+  if [ -n "$owner" ] && [ "$owner" != "$REPO" ] && [ -e "$owner/galaxy.yml" ]; then
+    die "the lab $LAB_PREFIX belongs to the clone in $owner: set CLEARPROXY_LAB_NUMBER to another number (1 to 255), or run scripts/demo --destroy there"
+  fi
+  printf '%s\n' "$REPO" >"$RUN.locks/$LAB_NUMBER.owner"
 }
+
+# After the lab is gone: another clone may have the number.
+disown_lab() { rm -f "$RUN.locks/$LAB_NUMBER.owner"; }

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
+import pytest
 import testinfra
 from testinfra.host import Host
 
@@ -30,6 +31,10 @@ PROXY = {"ipv4": f"{FRONT}.2", "ipv6": f"{FRONT_IPV6}:2"}
 PROXY_BACK = {"ipv4": f"{BACK}.2", "ipv6": f"{BACK_IPV6}:2"}
 CLIENT = {"ipv4": f"{FRONT}.11", "ipv6": f"{FRONT_IPV6}:11"}
 SERVERS = ("app1", "app2")
+
+# For tests whose property another, quicker test of the gate shows too.
+FULL = os.environ.get("CLEARPROXY_FULL") == "1"
+full = pytest.mark.skipif(not FULL, reason="part of scripts/test --full")
 
 
 def url(family: str, port: int, path: str = "/index.php") -> str:
@@ -106,7 +111,7 @@ class Lab:
             ANSIBLE_CALLBACK_RESULT_FORMAT="yaml",
         )
         if isinstance(playbook, list):
-            path = Path(env["CLEARPROXY_CACHE"]) / f"play-{os.getpid()}.json"
+            path = Path(env["CLEARPROXY_CACHE"]) / f"play-{NUMBER}.json"
             path.write_text(json.dumps(playbook))
             playbook = path
         done = subprocess.run(

@@ -21,8 +21,8 @@ options:
   suite:
     description:
       - The suite to take the source from, for example V(trixie) on a Debian 12 host.
-      - Where the host has lines of this suite, these are used. Otherwise the lines of the host's own release, with the suite's name in place of the release's, and
-        its C(-updates) and C(-security) likewise.
+      - Where the host has lines of this suite, these are used. Otherwise the lines of the host's own
+        release, with the suite's name in place of the release's, and its C(-updates) and C(-security) likewise.
       - Without it, the host's own release.
     type: str
   version:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, Run
+from lab import Lab, Run, full
 
 CONVERGE = Path(__file__).resolve().parent.parent / "converge.yml"
 # Little to compile, and that fast.
@@ -114,7 +114,7 @@ def test_a_source_that_has_to_be_asked_for_needs_the_network(lab: Lab) -> None:
     """The control of the test above; also a host without a package source."""
     before = state(lab)
     with no_network(lab):
-        run = build(lab, haproxy_build_update=True)
+        run = build(lab, haproxy_build_suite="")
     assert run.code != 0
     assert run.changed == 0, run.output
     assert "haproxy_build on proxy" in run.output
@@ -131,6 +131,7 @@ def test_a_binary_without_tproxy_is_refused(lab: Lab) -> None:
     assert state(lab) == before
 
 
+@full
 def test_what_does_not_compile_is_refused_with_the_end_of_the_log(lab: Lab) -> None:
     before = state(lab)
     run = build(lab, haproxy_build_make_arguments=["CC=cc -include /nowhere.h"])
@@ -144,6 +145,7 @@ def test_what_does_not_compile_is_refused_with_the_end_of_the_log(lab: Lab) -> N
     assert owner == "haproxy-build"
 
 
+@full
 def test_other_features_are_another_release_and_back_is_only_a_switch(lab: Lab) -> None:
     before = state(lab)
     other = build(lab, **SMALL)

@@ -7,12 +7,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from lab import FRONT, SERVERS, Lab
+from lab import FRONT, FULL, SERVERS, Lab
 
 BACKEND: dict[str, Any] = {
     "name": "app",
@@ -47,7 +46,7 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
 }
 # Refused by the same preflights, whose every refusal is tested in tests/unit and tests/kernel.
-if os.environ.get("CLEARPROXY_FULL") == "1":
+if FULL:
     WRONG |= {
         "a mark of no bits": ({"tproxy_host_mark": "0x0"}, ("tproxy_host_mark", "proxy")),
         "an interface that is not there": (

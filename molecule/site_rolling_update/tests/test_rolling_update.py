@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,7 +86,12 @@ def test_every_request_is_answered(lab: Lab) -> None:
         "--kept-connections=8",
     )
     time.sleep(1)
-    update(lab, "clearproxy.haproxy.rolling_update", "-e", f"rolling_update_tasks={STOP}")
+    update(
+        lab,
+        "clearproxy.haproxy.rolling_update",
+        "-e",
+        json.dumps({"rolling_update_tasks": str(STOP)}),
+    )
     ended = time.time()
     result, sticky_result = load.result(), sticky.result()
 
@@ -109,10 +115,12 @@ def test_the_same_update_without_the_drain_loses_requests(lab: Lab) -> None:
     assert result["failed"] > 0
 
 
-def test_a_failing_update_stops_there_and_says_how_to_go_on(lab: Lab, tmp_path: Any) -> None:
+def test_a_failing_update_stops_there_and_says_how_to_go_on(lab: Lab, tmp_path: Path) -> None:
     tasks = tmp_path / "tasks.yml"
     tasks.write_text(json.dumps([{"name": "Break", "ansible.builtin.fail": {"msg": "it broke"}}]))
-    run = lab.play("clearproxy.haproxy.rolling_update", "-e", f"rolling_update_tasks={tasks}")
+    run = lab.play(
+        "clearproxy.haproxy.rolling_update", "-e", json.dumps({"rolling_update_tasks": str(tasks)})
+    )
     try:
         assert run.code != 0
         assert "it broke" in run.output
@@ -133,6 +141,28 @@ def test_a_failing_update_stops_there_and_says_how_to_go_on(lab: Lab, tmp_path: 
             ]
         )
     assert back.code == 0, back.output
+
+
+def test_one_proxy_that_refuses_undoes_the_others(lab: Lab, tmp_path: Path) -> None:
+    """The second proxy is the first with a socket that has too few rights."""
+    inventory = tmp_path / "two.yml"
+    weak = {
+        "ansible_connection": "containers.podman.podman",
+        "ansible_host": f"clearproxy-{NUMBER}-proxy",
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "rolling_update_socket": "/run/haproxy/user.sock",
+    }
+    hosts = {"proxy": {}, "weak": weak}
+    inventory.write_text(json.dumps({"all": {"children": {"two_proxies": {"hosts": hosts}}}}))
+    variables = {"rolling_update_tasks": str(STOP), "rolling_update_proxies": "two_proxies"}
+    run = lab.play(
+        "clearproxy.haproxy.rolling_update", "-i", str(inventory), "-e", json.dumps(variables)
+    )
+    assert run.code != 0
+    assert "level admin" in run.output
+    assert "It is in service again on proxy." in " ".join(run.output.split())
+    assert set(admin_states(lab).values()) == {"0"}
+    assert "Stop the application" not in run.output
 
 
 def test_without_the_operators_tasks_it_says_what_is_missing(lab: Lab) -> None:

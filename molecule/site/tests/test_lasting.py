@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
 import pytest
-from lab import BACK, CLIENT, SERVERS, WWW, Lab, page, url
+from lab import BACK, CLIENT, FULL, SERVERS, WWW, Lab, page, url
 
 HOST_ONLY = [
     {
@@ -55,7 +54,7 @@ DRIFTS = {
         "DIVERT",
     ),
 }
-if os.environ.get("CLEARPROXY_FULL") == "1":
+if FULL:
     DRIFTS |= {
         "rule of IPv6": ("ip -6 rule del pref 101", "ipv6", "ipv6 rule 101 on back: missing"),
         "route of IPv4": ("ip route flush table 100", "ipv4", "ipv4 route"),
