@@ -29,6 +29,10 @@ Section = dict[str, t.Any]
 # matches IPv4 clients too, and "src 0.0.0.0/0" matches 6to4 (2002::/16).
 IPV6_CLIENT = "{ src -m sub : } !{ src ::ffff:0:0/96 }"
 
+# The peers section, and the name of the only peer in it: a worker that goes teaches its stick tables
+# to the worker that comes.
+PEERS = VAR
+
 # Set-Cookie lines of one response that are searched for a cookie name's prefix. HAProxy stores at
 # most 8 entries a stream, and applications send the session cookie among the first.
 SET_COOKIES = 5
@@ -66,8 +70,13 @@ def make_plan(
         sections = [
             _global(site, version, host),
             _defaults(site),
+            *_peers(site, version),
             *(_frontend(frontend, site) for frontend in site.frontends),
-            *(section for backend in site.backends for section in _backend(backend)),
+            *(
+                section
+                for backend in site.backends
+                for section in _backend(backend, _peers_name(site))
+            ),
         ]
         if site.raw:
             sections.append({"header": "", "lines": list(site.raw)})
@@ -145,6 +154,9 @@ def _global(site: Site, version: Version, host: t.Mapping[str, t.Any]) -> Sectio
     )
     lines.append(f"stats socket {socket.path} mode {socket.mode}{rights} level {socket.level}")
     lines.append(f"stats timeout {socket.timeout}")
+    if _peers_name(site):
+        # else it is the host's name, which may change
+        lines.append(f"localpeer {PEERS}")
     if host.get("state_file"):
         lines.append(f"server-state-file {host['state_file']}")
     return {"header": "global", "lines": lines + list(settings.raw)}
@@ -159,6 +171,31 @@ def _defaults(site: Site) -> Section:
     lines += [f"timeout {key} {value}" for key, value in defaults.timeouts]
     lines.append("load-server-state-from-file global")
     return {"header": "defaults", "lines": lines + list(defaults.raw)}
+
+
+def _peers_name(site: Site) -> str:
+    """Return the peers section of the tables, nothing where there is no table or the section cannot work.
+
+    A worker in a chroot does not reach the socket; a process has one name for all peers sections, so
+    sections that the user wrote keep theirs.
+    """
+    own = site.settings.raw + site.raw
+    if (
+        all(backend.persistence.method != "app_session" for backend in site.backends)
+        or site.settings.chroot
+        or any(line.split()[0] in ("chroot", "localpeer", "peers") for line in own)
+    ):
+        return ""
+    return PEERS
+
+
+def _peers(site: Site, version: Version) -> list[Section]:
+    if not _peers_name(site):
+        return []
+    # Only the worker itself connects. A socket of HAProxy is made before rights are given up.
+    owner = "root" if _needs_root(site, version) else site.settings.user
+    lines = [f"bind unix@{site.socket.path}.peers mode 600 user {owner}", f"server {PEERS}"]
+    return [{"header": f"peers {PEERS}", "lines": lines}]
 
 
 def _frontend(frontend: Frontend, site: Site) -> Section:
@@ -208,13 +245,13 @@ def both(condition: str, extra: str) -> str:
     return " || ".join(" ".join([*words, extra]) for words in alternatives)
 
 
-def _backend(backend: Backend) -> list[Section]:
+def _backend(backend: Backend, peers: str) -> list[Section]:
     if not backend.paired:
-        return [_family(backend, backend.name, None)]
-    return [_family(backend, backend.name, 4), _family(backend, backend.ipv6_name, 6)]
+        return [_family(backend, backend.name, None, peers)]
+    return [_family(backend, backend.name, 4, peers), _family(backend, backend.ipv6_name, 6, peers)]
 
 
-def _family(backend: Backend, name: str, family: int | None) -> Section:
+def _family(backend: Backend, name: str, family: int | None, peers: str) -> Section:
     """Return the section of one family, or of a backend that needs only one section (C(family) None)."""
     lines = [f"mode {backend.mode}", f"balance {backend.balance}"]
     if backend.hash_type:
@@ -234,7 +271,7 @@ def _family(backend: Backend, name: str, family: int | None) -> Section:
         lines.append(f"http-reuse {backend.http_reuse}")
     lines += [f"option {option}" for option in backend.options]
     table = backend.name if family == 6 else None
-    lines += PERSISTENCE[backend.persistence.method](backend.persistence, table)
+    lines += PERSISTENCE[backend.persistence.method](backend.persistence, table, peers)
     lines += backend.raw
     if backend.default_server:
         lines.append(f"default-server {backend.default_server}")
@@ -262,11 +299,11 @@ def _address(server: Server, family: int | None) -> str | None:
 # --- persistence: one writer for each method
 
 
-def _nothing(_persistence: Persistence, _table: str | None) -> list[str]:
+def _nothing(_persistence: Persistence, _table: str | None, _peers: str) -> list[str]:
     return []
 
 
-def _cookie(persistence: Persistence, _table: str | None) -> list[str]:
+def _cookie(persistence: Persistence, _table: str | None, _peers: str) -> list[str]:
     values = persistence.values
     words = ["cookie", values["name"], values["mode"]]
     for flag in ("indirect", "nocache", "postonly", "preserve", "httponly", "secure"):
@@ -291,13 +328,14 @@ def seconds(text: str) -> str:
     return f"{max(1, int(int(match.group(1)) * scale))}s"
 
 
-def _app_session(persistence: Persistence, table: str | None) -> list[str]:
+def _app_session(persistence: Persistence, table: str | None, peers: str) -> list[str]:
     values = persistence.values
     where = f" table {table}" if table else ""
     lines = []
     if not table:
         lines.append(
             f"stick-table type string len {values['len']} size {values['table_size']} expire {values['timeout']}"
+            f"{f' peers {peers}' if peers else ''}"
         )
     # "stick on" looks up and learns, "stick match" only looks up. Both renew the entry's expiry.
     verb = "stick on" if values["request_learn"] else "stick match"
@@ -321,7 +359,8 @@ def _request_patterns(values: t.Mapping[str, t.Any]) -> list[tuple[str, str]]:
         return found
     found = [(f"req.cook({name})", "")]
     if values["path_parameter"]:
-        found += [(f"urlp({each},;)", "") for each in _spellings(name)]
+        # HAProxy ends the value at the delimiter or "&" only, not where the query begins
+        found += [(f"urlp({each},;),field(1,?)", "") for each in _spellings(name)]
     if values["query_string"]:
         found.append((f"urlp({name})", ""))
     return found
@@ -357,7 +396,7 @@ def _after_prefix(fetch: str, prefix: str, before: str, after: str) -> tuple[str
     )
 
 
-PERSISTENCE: dict[str, t.Callable[[Persistence, str | None], list[str]]] = {
+PERSISTENCE: dict[str, t.Callable[[Persistence, str | None, str], list[str]]] = {
     "none": _nothing,
     "source": _nothing,
     "cookie": _cookie,

@@ -35,8 +35,11 @@ COOKIE_MODES = ("insert", "prefix", "rewrite")
 LEVELS = ("user", "operator", "admin")
 
 # What a cookie value may hold: RFC 6265's cookie-octet without HAProxy's own delimiters,
-# "~" (prefix mode) and "|" (dates of maxidle and maxlife).
-_COOKIE_VALUE = re.compile(r"[A-Za-z0-9!#$%&'()*+./:<=>?@^_`{}\[\]-]+\Z")
+# "~" (prefix mode) and "|" (dates of maxidle and maxlife), and without what haproxy.cfg itself
+# reads: "#" begins a comment, quotes a string, "$" and braces a variable.
+_COOKIE_VALUE = re.compile(r"[A-Za-z0-9!%&()*+./:<=>?@^_`\[\]-]+\Z")
+# The same for an attribute of a cookie, which may have blanks: it is written in quotes then.
+_COOKIE_ATTR = re.compile(r"[!%&*+.^_`|~0-9A-Za-z-]+(=[^;#\"'\\$]*)?\Z")
 _HOSTNAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
 _HEADER_SOURCE = re.compile(r"hdr_ip\([A-Za-z0-9_-]+(,-?[0-9]+)?\)\Z")
 _MODE_BITS = re.compile(r"[0-7]{3,4}\Z")
@@ -263,8 +266,9 @@ def _socket(reader: Reader) -> AdminSocket:
         group=reader.text("group", None, _ACCOUNT, "a group name"),
         timeout=reader.time("timeout", "30s") or "30s",
     )
-    if len(found.path) > 90:  # sun_path has 108 bytes and HAProxy binds PATH.PID.tmp first
-        reader.problem("path", f"is {len(found.path)} characters long; give a path of at most 90")
+    # sun_path has 108 bytes, HAProxy binds PATH.PID.tmp first, and the peers' socket is PATH.peers
+    if len(found.path) > 84:
+        reader.problem("path", f"is {len(found.path)} characters long; give a path of at most 84")
     if found.level != "admin":
         reader.problem(
             "level",
@@ -386,7 +390,7 @@ def _bind(reader: Reader) -> list[Bind]:
 
 def _backend(reader: Reader, defaults: Defaults, groups: Groups, warnings: list[str]) -> Backend:
     mode = reader.choice("mode", defaults.mode, MODES)
-    transparent = _transparent(reader)
+    transparent = _transparent(reader, mode)
     persistence = _persistence(reader, mode, warnings)
     balance = reader.text("balance")
     hash_type = reader.text("hash_type")
@@ -396,7 +400,8 @@ def _backend(reader: Reader, defaults: Defaults, groups: Groups, warnings: list[
                 "balance", f"is {balance!r}, but persistence.method is source; remove one of them"
             )
         balance = balance or "source"
-    if balance and balance.split()[0] in (
+    # some algorithms have their argument in parentheses: hdr(NAME)
+    if balance and re.split(r"[\s(]", balance)[0] in (
         "source",
         "uri",
         "url_param",
@@ -434,11 +439,18 @@ def _backend(reader: Reader, defaults: Defaults, groups: Groups, warnings: list[
     return found
 
 
-def _transparent(reader: Reader) -> str:
+def _transparent(reader: Reader, mode: str) -> str:
     value = reader.text(
         "transparent", "none", None, "clientip, client, hdr_ip(HEADER), an address or none"
     )
     value = (value or "none").strip()
+    if _HEADER_SOURCE.match(value) and mode != "http":
+        # HAProxy only warns and then connects with the proxy's own address
+        reader.problem(
+            "transparent",
+            f"is {value!r}, which needs mode http; set mode: http or use clientip",
+        )
+        return "none"
     if value in ("none", "clientip", "client") or _HEADER_SOURCE.match(value):
         return value
     parsed = _ip(value.strip("[]"))
@@ -585,7 +597,10 @@ def _server(
     if own is None:
         reader.problem("port", f"is missing; give it or {remedy}")
     cookie = reader.text(
-        "cookie", name.replace(":", "-"), _COOKIE_VALUE, "a value without blanks, quotes and ,;~|\\"
+        "cookie",
+        name.replace(":", "-"),
+        _COOKIE_VALUE,
+        "a value without blanks, quotes and ,;~|\\#${}",
     )
     words = _server_words(reader, None)
     if reader.flag("backup", False):
@@ -727,9 +742,10 @@ def _cookie_values(reader: Reader) -> dict[str, t.Any]:
         if not re.match(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+\Z", name):
             reader.problem(f"domain[{index}]", f"is {name!r}; give a domain name with a dot")
     for index, text in enumerate(t.cast("tuple[str, ...]", values["attr"])):
-        if ";" in text or not re.match(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+(=.*)?\Z", text):
+        if not _COOKIE_ATTR.match(text):
             reader.problem(
-                f"attr[{index}]", f"is {text!r}; give NAME or NAME=VALUE, like SameSite=Strict"
+                f"attr[{index}]",
+                f"is {text!r}; give NAME or NAME=VALUE, like SameSite=Strict, without quotes and ;#\\$",
             )
     return values
 

@@ -24,7 +24,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import 
     WaitError,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._model import (
-    READY,
+    MAINT,
     Check,
     Server,
     Traffic,
@@ -37,6 +37,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._plan import (
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._transport import (
     BrokenOff,
+    ClosedIdle,
     Connection,
 )
 
@@ -48,9 +49,8 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 # HAProxy closes an idle connection after its `stats timeout`, 10 s if not configured.
 _SAFE_IDLE = 5.0
-# The version that brought `init-state fully-up`, and how often a full counter is tried again.
+# The version that brought `init-state fully-up`.
 _FULLY_UP = (3, 1)
-_ATTEMPTS = 3
 _GONE = "is gone; HAProxy was reloaded or somebody deleted it"
 # What was shut down is gone within moments; this only bounds the look afterwards.
 _GRACE = 5.0
@@ -77,8 +77,23 @@ class Client:
         self._connection.close()
 
     def read(self, command: str) -> str:
-        """One command that changes nothing."""
-        return self._connection.exchange([command])[0]
+        """One command that changes nothing.
+
+        While another HAProxy is waited for, this one may close the idle connection. Nothing is
+        lost by that, if the process behind the socket is still the same.
+        """
+        try:
+            return self._connection.exchange([command])[0]
+        except ClosedIdle as exc:
+            try:
+                info = self._connection.exchange(["show info"])[0]
+            except SocketError:
+                raise exc from None
+            # Rounded down, so a second is granted.
+            began = self._connection.began or 0.0
+            if _parse.uptime(info) + 1 < time.monotonic() - began:
+                raise self._reloaded() from None
+            return self._connection.exchange([command])[0]
 
     def require_admin(self) -> None:
         """HAProxy refuses per command; asking once says it before anything was sent."""
@@ -106,11 +121,14 @@ class Client:
     def require_current(self) -> None:
         """A process that was reloaded goes on talking, but its word is worth nothing any more."""
         if _parse.stopping(self.read("show info")):
-            raise SocketError(
-                f"HAProxy at {self.where} was reloaded or is being stopped, and this was said to the "
-                "old process: run the task again to see what the new one has",
-                socket=self.socket,
-            )
+            raise self._reloaded()
+
+    def _reloaded(self) -> SocketError:
+        return SocketError(
+            f"HAProxy at {self.where} was reloaded or is being stopped, and this was said to the "
+            "old process: run the task again to see what the new one has",
+            socket=self.socket,
+        )
 
     def keep_open(self, seconds: float) -> None:
         """Let this connection be idle for so long, whatever the configuration's `stats timeout`."""
@@ -372,36 +390,27 @@ class Operation:
         """Make sure that a check that passes from now on can be told from none.
 
         HAProxy hides rise and fall of a server in maintenance, so what its counter means is known
-        only behind the command. With `fall 1` it is full whatever happens. If it is full otherwise,
-        leaving maintenance filled it (`init-state fully-up`), or a check has passed before the look
-        that goes out right behind the command; trying again tells the two apart.
+        only behind the command. A counter that is full there tells nothing with `fall 1`, where it
+        always is, or with `init-state fully-up`. Otherwise a check has passed before the look.
         """
-        pending = {server.key for server in point.plan.targets if server.state != READY}
-        held = {
-            step.key for step in phase.steps if step.command == _plan.hold_down(step.key).command
-        }
-        steps: c.Sequence[Step] = phase.steps
-        for attempt in range(_ATTEMPTS):
-            suspects = pending - held
-            look = state_reads({key[0] for key in suspects}) if suspects else ()
-            replies = point.client.apply(steps, look)
-            if attempt == 0:
-                point.checks = checks_of(point.client, point.backends)
-            servers = [server for reply in replies for server in _parse.servers_state(reply)]
-            full = [
-                (server.key, point.checks[server.key])
-                for server in servers
-                if server.key in suspects and server.running and server.health_checks
-                if server.key in point.checks
-                if server.check_health >= point.checks[server.key].full
-            ]
-            single = sorted(key for key, check in full if check.fall == 1)
-            point.client.apply([_plan.hold_down(key) for key in single])
-            pending = {key for key, check in full if check.fall > 1}
-            if not pending or point.client.version < _FULLY_UP:
-                return
-            steps = [step for key in sorted(pending) for step in _plan.through_maint(key)]
-        point.client.apply([_plan.hold_down(key) for key in sorted(pending)])
+        leaving = {server.key for server in point.plan.targets if server.state == MAINT}
+        look = state_reads({key[0] for key in leaving}) if leaving else ()
+        replies = point.client.apply(phase.steps, look)
+        point.checks = checks_of(point.client, point.backends)
+        full = [
+            server.key
+            for reply in replies
+            for server in _parse.servers_state(reply)
+            if server.key in leaving and server.running and server.health_checks
+            if server.key in point.checks
+            if server.check_health >= point.checks[server.key].full
+        ]
+        unproven = [
+            _plan.await_check(key)
+            for key in sorted(full)
+            if point.checks[key].fall == 1 or point.client.version >= _FULLY_UP
+        ]
+        point.client.apply(unproven)
 
     def _floor_again(self, point: Endpoint) -> None:
         """Two operators may each have seen enough servers: look again, and give way."""
@@ -417,11 +426,8 @@ class Operation:
             for srv, new in zip(point.plan.targets, point.plan.predicted)
         ):
             return
-        undone = self._take_back()
-        raise FloorError(
-            f"{point.client.where}: {sentence}; what this task had changed was undone",
-            undone=undone,
-        )
+        message, details = self._taken_back(f"{point.client.where}: {sentence}")
+        raise FloorError(message, **details)
 
     def _read_now(self, point: Endpoint) -> None:
         point.now = point.client.servers_of(set(point.backends)) if point.backends else {}
@@ -446,22 +452,47 @@ class Operation:
                         server=wanted.label,
                     )
 
-    def _take_back(self) -> list[str]:
-        """Return every server that this task changed to how it was found."""
+    def _taken_back(self, sentence: str) -> tuple[str, dict[str, t.Any]]:
+        """Return every server that this task changed to how it was found, wherever that works.
+
+        The result is the reason, completed by what became of that, and the details.
+        """
         undone: list[str] = []
+        failed: list[dict[str, str]] = []
         for point in self.endpoints:
-            before = {server.key: server for server in point.plan.targets}
-            changed = point.plan.changed_keys
-            now = point.client.servers_of({key[0] for key in changed}) if changed else {}
-            steps = [
+            if not point.client.applied:
+                continue
+            done = len(point.client.applied)
+            try:
+                self._take_back(point)
+            except Error as exc:
+                failed.append({"socket": point.client.socket, "reason": str(exc)})
+            undone += point.client.applied[done:]
+        if not failed:
+            everything = "every server that this task had changed was set back"
+            return f"{sentence}; {everything}", {"undone": undone}
+        reasons = "; ".join(entry["reason"] for entry in failed)
+        places = ", ".join(entry["socket"] for entry in failed)
+        return (
+            f"{sentence}; what this task had changed was set back, but not everything at {places}: "
+            f"{reasons}",
+            {"undone": undone, "not_undone": failed},
+        )
+
+    @staticmethod
+    def _take_back(point: Endpoint) -> None:
+        point.client.require_current()
+        before = {server.key: server for server in point.plan.targets}
+        changed = point.plan.changed_keys
+        now = point.client.servers_of({key[0] for key in changed})
+        point.client.apply(
+            [
                 step
                 for key in sorted(changed)
                 if key in now
                 for step in _plan.undo(before[key], now[key])
             ]
-            point.client.apply(steps)
-            undone += [step.command for step in steps]
-        return undone
+        )
 
     # --- waiting ----------------------------------------------------------------------------
 
@@ -529,9 +560,10 @@ class Operation:
         number: int,
         open_: c.Sequence[tuple[Endpoint, Key, str]],
     ) -> None:
-        for point in points:
-            point.client.require_current()
         policy = self.desired.on_timeout
+        if policy != "rollback":
+            for point in points:
+                point.client.require_current()
         if policy == "shutdown_sessions":
             self._shut_down(points, number, open_)
             return
@@ -543,12 +575,8 @@ class Operation:
         ]
         sentence = f"after {self.waiting.timeout:g} s {shown}{more}"
         if policy == "rollback":
-            undone = self._take_back()
-            raise WaitError(
-                f"{sentence}; every server that this task had changed was set back",
-                waiting_for=waiting_for,
-                undone=undone,
-            )
+            message, details = self._taken_back(sentence)
+            raise WaitError(message, waiting_for=waiting_for, **details)
         state = self._left_in(points, number)
         raise WaitError(f"{sentence}; {state}", waiting_for=waiting_for)
 

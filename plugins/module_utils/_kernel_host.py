@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils import (
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error, InputError
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
+    BUILTIN_CHAINS,
     FAMILIES,
     RTPROT_NAMES,
     Desired,
@@ -451,7 +453,9 @@ class Host:
 
         It was not there before us.
         """
-        if self.firewall(family, needed=False).get("mangle", FilterTable()).rules:
+        saved = self.run(f"{render.IPTABLES[family]}-save", "-t", "mangle").stdout.splitlines()
+        bare = re.compile(rf"\*mangle|COMMIT|:({'|'.join(BUILTIN_CHAINS)}) ACCEPT .*|#.*|")
+        if not all(bare.fullmatch(line) for line in saved):
             return
         table = ("table", "ip" if family == "ipv4" else "ip6", "mangle")
         if not self.find("nft"):
@@ -461,10 +465,10 @@ class Host:
             return
         done = self.run("nft", "list", *table)
         inside = [line.strip() for line in done.stdout.splitlines() if line.strip()][1:]
-        harmless = ("chain ", "type filter hook ", "type route hook ")
-        if done.returncode == 0 and all(
-            line == "}" or line.startswith(harmless) for line in inside
-        ):
+        harmless = re.compile(
+            rf"}}|chain ({'|'.join(BUILTIN_CHAINS)}) {{|type (filter|route) hook .* policy accept;"
+        )
+        if done.returncode == 0 and all(harmless.fullmatch(line) for line in inside):
             self.run("nft", "delete", *table)
 
     def write(self, path: str, content: str) -> None:
@@ -522,11 +526,26 @@ class Host:
             record=return_path.Record.load(self.file(return_path.RECORD)),
         )
 
-    def apply_return_path(self, plan: return_path.Plan) -> None:
+    def apply_return_path(self, plan: return_path.Plan) -> list[str]:
+        """Returns warnings: which routes of others could not be put back."""
         if plan.record is not None:
             self.write(return_path.RECORD, plan.record)
+        refused = {
+            family: [text for text in texts if self._append(family, text)]
+            for family, texts in plan.back.items()
+        }
         for family, lines in plan.ip.items():
             self.batch(family, lines)
+        warnings = []
+        for family, texts in refused.items():
+            for text in texts:
+                # Two IPv6 routes with the same next hop cannot be there at once; ours is gone now.
+                said = self._append(family, text)
+                if said:
+                    warnings.append(
+                        f"the old {family} route '{text}' cannot be put back ({said}); "
+                        "give this host the default route that it needs now"
+                    )
         for path, content in plan.files.items():
             if content is None:
                 self.remove(path)
@@ -537,6 +556,12 @@ class Host:
                 os.rmdir(directory)
             except OSError:
                 continue
+        return warnings
+
+    def _append(self, family: str, route: str) -> str | None:
+        """What `ip` says if it refuses the route."""
+        done = self.run("ip", render.IP_OPTION[family], "route", "append", *route.split())
+        return _first_line(done.stderr) if done.returncode else None
 
 
 def _first_line(text: str) -> str:

@@ -504,6 +504,8 @@ class Address:
 
     interface: str
     address: ipaddress.IPv4Interface | ipaddress.IPv6Interface
+    # Whether the interface is switched on. The kernel refuses routes over one that is not.
+    up: bool = True
 
 
 def family_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:

@@ -181,7 +181,9 @@ def addresses(text: str) -> tuple[Address, ...]:
                 prefix = info.get("prefixlen", 128)
                 found.append(
                     Address(
-                        str(link["ifname"]), ipaddress.ip_interface(f"{info['local']}/{prefix}")
+                        str(link["ifname"]),
+                        ipaddress.ip_interface(f"{info['local']}/{prefix}"),
+                        "UP" in link.get("flags", ("UP",)),
                     )
                 )
     return tuple(found)

@@ -46,8 +46,11 @@ def plan_host(snapshot: Snapshot, desired: Desired | None, hint: Desired | None 
     """
     if desired is not None:
         _refuse_conflicts(snapshot, desired)
+        hint = None
     elif snapshot.record.desired is None and hint is not None and _has_traces(snapshot):
         snapshot = replace(snapshot, record=replace(snapshot.record, desired=hint))
+    else:
+        hint = None
     changes: list[Change] = []
     firewall: dict[str, str] = {}
     routing: dict[str, tuple[str, ...]] = {}
@@ -56,7 +59,7 @@ def plan_host(snapshot: Snapshot, desired: Desired | None, hint: Desired | None 
         text = _plan_firewall(snapshot, target, family, changes)
         if text:
             firewall[family] = text
-        lines = _plan_routing(snapshot, target, family, changes)
+        lines = _plan_routing(snapshot, target, family, changes, guessed=hint is not None)
         if lines:
             routing[family] = tuple(lines)
     advertised = _advertised(snapshot, desired)
@@ -120,10 +123,17 @@ def _has_traces(snapshot: Snapshot) -> bool:
     )
 
 
-def _own_chains(table: FilterTable, snapshot: Snapshot, chain: str | None) -> set[str]:
+def _recorded(snapshot: Snapshot, family: str) -> Desired | None:
+    """What the record says of the family."""
+    recorded = snapshot.record.desired
+    return recorded if recorded is not None and family in recorded.families else None
+
+
+def _own_chains(snapshot: Snapshot, family: str, chain: str | None) -> set[str]:
     """Chains with only rules of ours; the one that is wanted or recorded also with a stranger's rule in it
     or, as a flush leaves it, empty."""
-    recorded = snapshot.record.desired.chain if snapshot.record.desired else None
+    table, known = _mangle(snapshot, family), _recorded(snapshot, family)
+    recorded = known.chain if known else None
     own = set()
     for name in table.chains:
         rules = table.in_chain(name)
@@ -156,7 +166,7 @@ def _plan_firewall(
     wanted = render.jumps(desired, family) if desired else ()
 
     chain = desired.chain if desired else None
-    old_chains = sorted(_own_chains(table, snapshot, chain) - {chain})
+    old_chains = sorted(_own_chains(snapshot, family, chain) - {chain})
     for name in old_chains:
         foreign = [rule for rule in table.rules if rule.target == name and not rule.owned]
         if foreign:
@@ -236,37 +246,50 @@ def _joined(rules: t.Iterable[FilterRule]) -> str:
 # Routing
 
 
-def _own_rule(rule: IpRule, known: t.Iterable[Desired]) -> bool:
-    """Ours by all its fields, or by its meaning: our mark to our table, in whatever detail it
-    drifted.
+def _own_rule(rule: IpRule, exact: Desired | None, recorded: Desired | None) -> bool:
+    """Ours by all its fields; where the record says that we made such rules also by its meaning: our
+    mark to our table, in whatever detail it drifted.
     """
-    for desired in known:
-        if rule in render.ip_rules(desired):
-            return True
-        same_mark = rule.mark == desired.mark and rule.mask == desired.mask
-        plain = not rule.inverted and rule.source == "all" and not rule.other
-        guards = rule.table == TABLE_MAIN and rule.iif == "lo"
-        if same_mark and plain and (rule.table == desired.table or guards):
-            return True
-    return False
+    if exact is not None and rule in render.ip_rules(exact):
+        return True
+    if recorded is None:
+        return False
+    same_mark = rule.mark == recorded.mark and rule.mask == recorded.mask
+    plain = not rule.inverted and rule.source == "all" and not rule.other
+    guards = rule.table == TABLE_MAIN and rule.iif == "lo"
+    return same_mark and plain and (rule.table == recorded.table or guards)
 
 
-def _known(snapshot: Snapshot, desired: Desired | None) -> list[Desired]:
-    return [known for known in (desired, snapshot.record.desired) if known is not None]
+def _own_routes(
+    snapshot: Snapshot, family: str, table: int, exact: Desired | None, recorded: Desired | None
+) -> list[Route]:
+    """The table's routes that are ours, told as the rules are."""
+    return [
+        entry
+        for entry in snapshot.routes.get(family, {}).get(table, ())
+        if (exact is not None and exact.table == table and entry == render.route(exact, family))
+        or (recorded is not None and recorded.table == table and _delivers(entry))
+    ]
 
 
 def _plan_routing(
-    snapshot: Snapshot, desired: Desired | None, family: str, changes: list[Change]
+    snapshot: Snapshot,
+    desired: Desired | None,
+    family: str,
+    changes: list[Change],
+    *,
+    guessed: bool,
 ) -> list[str]:
+    """`guessed`: the record is lost and what stands in its place is only believed to the letter."""
     lines: list[str] = []
     removals: list[str] = []
-    known = _known(snapshot, desired)
-    previous = snapshot.record.desired
-    tables = snapshot.routes.get(family, {})
+    previous = _recorded(snapshot, family)
+    exact = previous if guessed else desired
+    recorded = None if guessed else previous
 
     if desired is not None:
         target = render.route(desired, family)
-        found = [entry for entry in tables.get(desired.table, ()) if _own_route(entry)]
+        found = _own_routes(snapshot, family, desired.table, exact, recorded)
         if target not in found:
             changes.append(
                 Change(
@@ -292,15 +315,14 @@ def _plan_routing(
         else None
     )
     if old is not None:
-        for entry in tables.get(old, ()):
-            if _own_route(entry):
-                changes.append(Change(f"{family} route in table {old}", str(entry), ""))
-                metric = f" metric {entry.metric}" if entry.metric else ""
-                removals.append(f"route del local default dev lo table {old}{metric}")
+        for entry in _own_routes(snapshot, family, old, exact, recorded):
+            changes.append(Change(f"{family} route in table {old}", str(entry), ""))
+            metric = f" metric {entry.metric}" if entry.metric else ""
+            removals.append(f"route del local default dev lo table {old}{metric}")
 
     wanted = render.ip_rules(desired) if desired is not None else ()
     live = snapshot.rules.get(family, ())
-    own = [rule for rule in live if _own_rule(rule, known)]
+    own = [rule for rule in live if _own_rule(rule, exact, recorded)]
     stale = [rule for rule in dict.fromkeys(own) if rule not in wanted]
     for rule in wanted:
         item = _rule_name(rule, family)
@@ -324,7 +346,7 @@ def _plan_routing(
     return lines + sorted(removals, reverse=True)
 
 
-def _own_route(route: Route) -> bool:
+def _delivers(route: Route) -> bool:
     return (
         route.type == "local"
         and route.destination == "default"
@@ -452,7 +474,6 @@ def _plan_files(
 
 
 def _refuse_conflicts(snapshot: Snapshot, desired: Desired) -> None:
-    known = _known(snapshot, desired)
     missing = [name for name in desired.interfaces if name not in snapshot.interfaces]
     if missing:
         raise InputError(
@@ -476,10 +497,11 @@ def _refuse_conflicts(snapshot: Snapshot, desired: Desired) -> None:
                 found=[path],
             )
     for family in desired.families:
+        recorded = _recorded(snapshot, family)
         _refuse_chain(snapshot, desired, family)
         _refuse_marks(snapshot, desired, family)
         for rule in snapshot.rules.get(family, ()):
-            if _own_rule(rule, known):
+            if _own_rule(rule, desired, recorded):
                 continue
             if _uses_mark(rule, desired):
                 raise InputError(
@@ -496,10 +518,11 @@ def _refuse_conflicts(snapshot: Snapshot, desired: Desired) -> None:
                     option="table",
                     found=[str(rule)],
                 )
+        own = _own_routes(snapshot, family, desired.table, desired, recorded)
         foreign = [
             entry
             for entry in snapshot.routes.get(family, {}).get(desired.table, ())
-            if not _own_route(entry)
+            if entry not in own
         ]
         if foreign:
             raise InputError(
@@ -534,7 +557,7 @@ def _uses_mark(rule: IpRule, desired: Desired) -> bool:
 def _refuse_chain(snapshot: Snapshot, desired: Desired, family: str) -> None:
     table = _mangle(snapshot, family)
     if desired.chain not in table.chains or desired.chain in _own_chains(
-        table, snapshot, desired.chain
+        snapshot, family, desired.chain
     ):
         return
     content = table.in_chain(desired.chain)

@@ -35,6 +35,9 @@ RECORD = "/var/lib/tproxy-host/state.json"
 
 EXECUTABLES = (LOADER,)
 
+# Units that load a firewall and flush what was there; not every host has them.
+FLUSHERS = ("nftables.service", "netfilter-persistent.service", "firewalld.service")
+
 IPTABLES = {"ipv4": "iptables", "ipv6": "ip6tables"}
 IP_OPTION = {"ipv4": "-4", "ipv6": "-6"}
 
@@ -172,16 +175,18 @@ def sysctl_file(desired: Desired, advertised: t.Iterable[str]) -> str | None:
 
 
 def unit_file() -> str:
+    flushers = " ".join(FLUSHERS)
     return f"""\
 {HEADER}
 [Unit]
 Description=Kernel side of the transparent proxy: marks, rules, routes
 Wants=network-pre.target
 # After those who may flush the firewall, before the first connection.
-After=network-pre.target nftables.service firewalld.service netfilter-persistent.service ufw.service docker.service
+After=network-pre.target {flushers} ufw.service docker.service
 Before=haproxy.service
-ReloadPropagatedFrom=nftables.service firewalld.service netfilter-persistent.service
-PartOf=nftables.service
+# They flush when they stop or reload. Wanted by them below, so that starting them again brings this back.
+PartOf={flushers}
+ReloadPropagatedFrom={flushers}
 
 [Service]
 Type=oneshot
@@ -191,7 +196,7 @@ ExecReload={LOADER} start
 ExecStop={LOADER} stop
 
 [Install]
-WantedBy=multi-user.target haproxy.service
+WantedBy=multi-user.target haproxy.service {flushers}
 """
 
 

@@ -78,6 +78,8 @@ class Snapshot:
 class Plan:
     changes: tuple[Change, ...] = ()
     ip: t.Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # family -> replaced routes of others, which come back before `ip` takes ours away.
+    back: t.Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: t.Mapping[str, str | None] = field(default_factory=dict)
     record: str | None = None
     removes_all: bool = False
@@ -149,7 +151,14 @@ def _wanted(snapshot: Snapshot, gateways: t.Mapping[str, str]) -> dict[str, Rout
                 option="gateways",
                 found=found,
             )
-        nearest = max(connected, key=lambda entry: entry.address.network.prefixlen)
+        nearest = max(connected, key=lambda entry: (entry.up, entry.address.network.prefixlen))
+        if not nearest.up:
+            raise InputError(
+                f"gateways: {gateway} is on the subnet of {nearest.interface}, which is down; "
+                f"bring {nearest.interface} up",
+                option="gateways",
+                found=[f"{nearest.address} on {nearest.interface}"],
+            )
         routes[family] = Route(
             "unicast", "default", nearest.interface, gateway, metric=_METRIC[family]
         )
@@ -164,12 +173,13 @@ def plan_return_path(snapshot: Snapshot, gateways: t.Mapping[str, str] | None) -
     changes: list[Change] = []
     routing: dict[str, tuple[str, ...]] = {}
     replaced: dict[str, tuple[str, ...]] = {}
+    back: dict[str, tuple[str, ...]] = {}
     for family in FAMILIES:
-        lines, given_way = _plan_family(snapshot, family, wanted.get(family), changes)
+        lines, others = _plan_family(snapshot, family, wanted.get(family), changes)
         if lines:
             routing[family] = tuple(lines)
-        if family in wanted and given_way:
-            replaced[family] = given_way
+        if others:
+            (replaced if family in wanted else back)[family] = others
 
     contents = _files(wanted) if gateways is not None else dict.fromkeys(FILES)
     files: dict[str, str | None] = {}
@@ -196,7 +206,7 @@ def plan_return_path(snapshot: Snapshot, gateways: t.Mapping[str, str] | None) -
         files[RECORD] = None
     if not changes:
         return Plan()
-    return Plan(tuple(changes), routing, files, record, removes_all=gateways is None)
+    return Plan(tuple(changes), routing, back, files, record, removes_all=gateways is None)
 
 
 def _file_change(path: str, found: str | None, wanted: str | None) -> Change:
@@ -212,7 +222,9 @@ def _file_change(path: str, found: str | None, wanted: str | None) -> Change:
 def _plan_family(
     snapshot: Snapshot, family: str, wanted: Route | None, changes: list[Change]
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Returns lines for ip -batch, and the routes of others that stay replaced."""
+    """Returns lines for ip -batch, and the routes of others: those that stay replaced, or where
+    nothing is wanted those that come back.
+    """
     live = list(zip(snapshot.defaults.get(family, ()), snapshot.texts.get(family, ())))
     recorded = snapshot.record.gateways.get(family)
     remembered = snapshot.record.replaced.get(family, ())
@@ -231,19 +243,29 @@ def _plan_family(
                 Change(item, "; ".join(own), "; ".join(f"{text}, as before" for text in back))
             )
         lines += [f"route del {text}" for text in own]
-        lines += [f"route append {text}" for text in back]
-        return lines, ()
+        return lines, tuple(back)
 
     # Routes of a larger metric lose against ours and stay untouched.
     rivals = [
         (route, text) for route, text in live if route.metric <= wanted.metric and route != wanted
     ]
     foreign = tuple(text for route, text in rivals if str(route) != recorded)
-    if rivals or wanted not in [route for route, _text in live]:
+    missing = wanted not in [route for route, _text in live]
+    if rivals or missing:
         losers = [text for _route, text in rivals] or [text for _route, text in live]
         changes.append(Change(item, "; ".join(losers), str(wanted)))
-        lines += [f"route del {text}" for _route, text in rivals]
-        lines.append(f"route replace {wanted}")
+        leaving = [text for _route, text in rivals]
+        if missing and family == "ipv4":
+            # Behind its rivals, because `del` takes the first that fits its words.
+            lines.append(f"route append {wanted}")
+        elif missing:
+            # Two IPv6 routes with the same next hop cannot be there at once. What has next hops
+            # goes all at once; otherwise only the first.
+            lines.append(f"route replace {wanted}")
+            without = [text for text in leaving if " via " not in text]
+            leaving = without if len(without) < len(leaving) else without[1:]
+        # Ours first: where the kernel refuses it, the server keeps the route that it has.
+        lines += [f"route del {text}" for text in leaving]
     return lines, tuple(dict.fromkeys((*remembered, *foreign)))
 
 

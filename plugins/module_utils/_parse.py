@@ -61,6 +61,14 @@ def stopping(text: str) -> bool:
     return re.search(r"^Stopping: 1$", text, re.M) is not None
 
 
+def uptime(text: str) -> int:
+    """`show info`: for how many seconds this process has run, rounded down."""
+    match = re.search(r"^Uptime_sec: ([0-9]{1,12})$", text, re.M | re.ASCII)
+    if match is None:
+        raise ParseError("show info", "no uptime")
+    return int(match.group(1))
+
+
 def backends(text: str) -> list[str]:
     """`show backend`: the names, in HAProxy's order."""
     lines = [line.strip() for line in text.splitlines()]

@@ -168,14 +168,14 @@ def set_weight(key: Key, weight: str) -> Step:
     return Step(key, f"set server {path(key)} weight {word(weight)}")
 
 
-def hold_down(key: Key) -> Step:
-    """Take a server's health away until its next checks have passed."""
-    return Step(key, f"set server {path(key)} health down")
+def await_check(key: Key) -> Step:
+    """Give a server no new clients until its next health check has passed.
 
-
-def through_maint(key: Key) -> list[Step]:
-    """Into load balancing by way of maintenance, which sets the health counter back."""
-    return [set_state(key, MAINT), set_state(key, READY)]
+    HAProxy itself ends this state with a passed check, and only with one. As in `state drain`, what
+    is open stays open and those that persistence ties to the server still come: `health down` or a
+    way through maintenance would move them, and cut them off with `on-marked-down`.
+    """
+    return Step(key, f"set server {path(key)} health stopping")
 
 
 def shutdown_sessions(key: Key) -> Step:
@@ -277,18 +277,15 @@ def _ready_provably(server: Server, check: Check | None) -> list[Step]:
 
     HAProxy tells no time of the last check, only a counter: leaving maintenance sets it to `rise`
     (`UP 1/3`), the next passed check sets it to `rise + fall - 1` (`UP`). A drained server's
-    counter may be full already, so it goes through maintenance, in the same batch. With `fall 1`
-    both values are the same: then the server is held down until its checks have passed. What is
-    in maintenance hides `fall`, so there that is found out behind the command.
+    counter may be full already, so there the server's operational state has to tell. What is in
+    maintenance hides `fall`, so there a counter that is full at once is found behind the command.
     """
     ready = set_state(server.key, READY)
     if check is None or not server.health_checks:
         return [ready]
     if server.state == MAINT or not server.running or server.check_health < check.full:
         return [ready]
-    if check.fall == 1:
-        return [hold_down(server.key), ready]
-    return through_maint(server.key)
+    return [await_check(server.key), ready]
 
 
 def _refuse_static(server: Server, weight: int, wanted: Weight, algorithm: str) -> None:
@@ -389,6 +386,8 @@ def why_not_up(server: Server, check: Check | None) -> str:
     if server.inherited_maint or server.inherited_drain:
         follows = f" {check.tracked}" if check is not None and check.tracked else " a server"
         return f"follows{follows}, which is taken out"
+    if server.operational == "stopping":
+        return "has not passed a health check since the change"
     if not server.running:
         return "is down: its health check fails"
     if check is not None and server.health_checks and not check.passed(server.check_health):

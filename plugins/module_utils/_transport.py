@@ -149,6 +149,10 @@ class BrokenOff(SocketError):
         self.started = started
 
 
+class ClosedIdle(SocketError):
+    """HAProxy closed the connection while nothing was asked; nothing was sent over it since."""
+
+
 class Connection:
     """One conversation in HAProxy's prompt mode: a command a line, a reply a command."""
 
@@ -157,16 +161,21 @@ class Connection:
         self.timeout = timeout
         self._socket: socket.socket | None = None
         self._buffer = bytearray()
+        # When the first conversation began; opening again does not change it.
+        self.began: float | None = None
 
     def open(self) -> None:
         """Connect and switch to prompt mode, within one deadline."""
         deadline = time.monotonic() + self.timeout
         self._socket = self._connect(deadline)
+        self._buffer.clear()
         try:
             self._handshake(deadline)
         except SocketError:
             self.close()
             raise
+        if self.began is None:
+            self.began = time.monotonic()
 
     def close(self) -> None:
         if self._socket is not None:
@@ -410,10 +419,10 @@ class Connection:
                 f"{self.address} sent more than it was asked for: {data!r}",
                 socket=self.address.text,
             )
-        raise self._failure(
+        raise ClosedIdle(
             f"{self.address} closed the connection between two commands: HAProxy was stopped, or "
-            "its "
-            "'stats timeout' is shorter than wait_interval"
+            "its 'stats timeout' has passed",
+            socket=self.address.text,
         )
 
     # --- sentences --------------------------------------------------------------------------

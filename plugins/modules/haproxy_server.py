@@ -25,7 +25,7 @@ attributes:
       - Reads and checks everything that the real run does, the socket's level and O(min_ready)
         included, and returns the commands that would be sent. It does not wait.
       - Whether a server in maintenance has C(fall 1) is hidden by HAProxy, so the extra C(health
-        down) of the real run, described in the notes, is not predicted for it.
+        stopping) of the real run, described in the notes, is not predicted for it.
   diff_mode:
     support: full
     details:
@@ -59,7 +59,9 @@ options:
       - V(ready) puts the server back into load balancing, and ends V(drain) as well as V(maint).
       - V(drain) gives it no new clients; those that persistence ties to it still come, and its
         health checks go on.
-      - V(maint) gives it nothing new at all and stops its health checks. What is open stays open.
+      - V(maint) gives it nothing new at all and stops its health checks. What is open stays open,
+        except at a server with C(on-marked-down shutdown-sessions), where HAProxy ends it at once.
+        With O(drain_first=true) nothing is open any more by then.
       - V(enabled) and V(disabled) are other words for V(ready) and V(maint).
       - States that a server inherits from one that it tracks are not touched.
     type: str
@@ -83,7 +85,8 @@ options:
       - Whether to wait until the servers are where O(state) is meant to lead.
       - For O(state=ready), until a health check has passed since the change, which HAProxy shows
         as C(UP), never as C(UP 1/3). A server without health checks is up at once; one that tracks
-        another server is up when that one is.
+        another server is up when that one is. Clients that the server still has are neither cut
+        off nor moved by this.
       - For O(state=drain) and O(state=maint), until the server has no streams, no queued requests
         and no connections in use. Idle connections that HAProxy keeps for reuse do not count,
         because nothing new is sent over them. HAProxy 2.2 with C(http-reuse never) counts the
@@ -107,7 +110,8 @@ options:
       - V(shutdown_sessions) ends the sessions that are left and goes on; only for O(state=drain)
         and O(state=maint). It fails if they are not gone within 5 s after that.
       - V(rollback) sets every server that the task has changed back to the state and weight it had,
-        and fails.
+        and fails. Where a HAProxy does not allow that any more, the others are set back all the
+        same, and RV(not_undone) tells of it.
     type: str
     choices:
       - fail
@@ -156,9 +160,12 @@ notes:
   - Changes at run time are lost when HAProxy is reloaded, unless its configuration loads a state
     file.
   - HAProxy tells no time of the last health check. To see one that passed after the change,
-    O(wait=true) with O(state=ready) takes a drained server that counts as fully up through
-    maintenance, in the same batch of commands. A server with C(fall 1), or with C(init-state
-    fully-up), is held down until its checks have passed.
+    O(wait=true) with O(state=ready) sends C(health stopping) for a drained server that counts as
+    fully up, and for one that leaves maintenance with a full counter, as with C(fall 1) or
+    C(init-state fully-up). Until its next check has passed, HAProxy then gives it no new clients;
+    those that persistence ties to it still come, and what is open stays open. Only requests that
+    wait in the server's own queue (C(maxconn)) may go to another server, as with O(state=drain), if
+    the configuration says C(option redispatch).
   - With an agent check that answers C(drain), C(maint) or C(ready), the agent's word overrides
     O(state).
 author:
@@ -341,6 +348,18 @@ undone:
   returned: when something was undone
   type: list
   elements: str
+not_undone:
+  description: Where something could not be set back, with the reason.
+  returned: when something was to be undone and could not be everywhere
+  type: list
+  elements: dict
+  contains:
+    socket:
+      description: Where this HAProxy was asked.
+      type: str
+    reason:
+      description: Why it was not set back.
+      type: str
 refused:
   description: The commands that HAProxy refused, with its replies.
   returned: when HAProxy refused a command

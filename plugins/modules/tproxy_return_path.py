@@ -21,7 +21,7 @@ options:
   state:
     description:
       - V(present) routes through the proxy; V(absent) removes that and puts back what was
-        replaced.
+        replaced, with a warning where the kernel refuses it because its subnet is gone.
     type: str
     choices: [present, absent]
     default: present
@@ -35,7 +35,7 @@ options:
   gateways:
     description:
       - The proxy's server-side addresses, at most one a family, each on a subnet that the server
-        is connected to. A family that is not given is left alone.
+        is connected to by an interface that is up. A family that is not given is left alone.
       - Needed with O(state=present).
     type: list
     elements: str
@@ -127,8 +127,9 @@ def run(options: dict[str, t.Any], *, check_mode: bool) -> dict[str, t.Any]:
     snapshot = host.read_return_path()
     # Without `ip` no subnet is known, and nothing can be said about the gateways.
     plan = return_path.Plan() if host.unseen else return_path.plan_return_path(snapshot, gateways)
+    warnings: list[str] = []
     if plan.changes and not check_mode:
-        host.apply_return_path(plan)
+        warnings = host.apply_return_path(plan)
         left = return_path.plan_return_path(host.read_return_path(), gateways).changes
         if left:
             raise Error(
@@ -142,6 +143,7 @@ def run(options: dict[str, t.Any], *, check_mode: bool) -> dict[str, t.Any]:
         "unit_changed": return_path.UNIT in plan.files,
         "unseen": host.unseen,
         "diff": return_path.diff_of(snapshot, plan),
+        "warnings": warnings,
     }
 
 
@@ -159,6 +161,8 @@ def main() -> None:
         result = run(module.params, check_mode=module.check_mode)
     except Error as exc:
         module.fail_json(msg=str(exc), **exc.details)
+    for warning in result.pop("warnings"):
+        module.warn(warning)
     module.exit_json(**result)
 
 

@@ -33,6 +33,11 @@ BEFORE = {
     "several next hops": "ip route add default proto static"
     " nexthop via 10.9.5.1 dev front nexthop via 10.9.2.9 dev back weight 3",
     "IPv6": "ip -6 route add default via fd09:5::1 dev front",
+    "IPv6, same next hop": "ip -6 route add default via fd09:2::2 dev back metric 1",
+    "IPv6, with and without next hop": "ip -6 route add default dev front metric 1;"
+    "ip -6 route append default via fd09:5::1 dev front metric 1",
+    "same next hop": "ip route add default via 10.9.5.1 dev front;"
+    "ip route append default via 10.9.2.2 dev back",
     "IPv6, metric 1": "ip -6 route add default via fd09:5::1 dev front metric 1 mtu 1400",
 }
 
@@ -55,6 +60,46 @@ def test_check_apply_again_absent(host: Host, name: str) -> None:
     assert items(host.module("tproxy_return_path", state="absent"))
     assert host.state() == before
     assert items(host.module("tproxy_return_path", state="absent")) == []
+
+
+def test_a_refused_route_leaves_the_old_one(host: Host) -> None:
+    """More than one rival, and the interface goes down between looking and setting."""
+    host.sh(ADDRESSES + BEFORE["several"])
+    host.sh(
+        "mkdir -p /usr/local/sbin; cat >/usr/local/sbin/ip <<'EOF'\n#!/bin/sh\n"
+        '[ "$2" = -batch ] && /sbin/ip link set back down\nexec /sbin/ip "$@"\nEOF\n'
+        "chmod +x /usr/local/sbin/ip"
+    )
+    refusal = host.module("tproxy_return_path", gateways=GATEWAYS)
+    assert "refused" in refusal["msg"], refusal
+    host.sh("rm /usr/local/sbin/ip")
+    assert next_hop(host, "192.0.2.1") == "10.9.5.1"
+
+
+def test_an_interface_that_is_down_is_refused_before_any_change(host: Host) -> None:
+    host.sh(ADDRESSES + BEFORE["same metric"] + "\nip link set back down")
+    before = host.state()
+    for check in (True, False):
+        refusal = host.module("tproxy_return_path", check=check, gateways=GATEWAYS[:1])
+        assert refusal.get("option") == "gateways", refusal
+        assert "the subnet of back, which is down" in refusal["msg"]
+    assert host.state() == before
+
+
+def test_absent_ends_even_if_an_old_route_can_not_come_back(host: Host) -> None:
+    host.sh(ADDRESSES)
+    before = host.state()
+    host.sh(BEFORE["several"])
+    host.module("tproxy_return_path", gateways=GATEWAYS)
+    host.sh("ip address del 10.9.5.11/24 dev front")
+    done = host.module("tproxy_return_path", state="absent")
+    (warning,) = done["warnings"]
+    assert "the old ipv4 route 'default via 10.9.5.1 dev front proto static" in warning
+    # The one whose subnet is still there.
+    assert next_hop(host, "192.0.2.1") == "10.9.2.9"
+    assert items(host.module("tproxy_return_path", state="absent")) == []
+    host.sh("ip address add 10.9.5.11/24 dev front; ip route del default")
+    assert host.state() == before
 
 
 def test_another_gateway_replaces_ours(host: Host) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 import pytest
@@ -179,6 +180,18 @@ CONFLICTS: dict[str, tuple[str, dict[str, t.Any], str, str]] = {
     ),
     "mark looked up by others": ("ip rule add fwmark 0x539 lookup 44", {}, "mark", "fwmark 0x539"),
     "classic rule": ("ip rule add fwmark 1 lookup 100", {}, "mark", "lookup 100"),
+    "classic rule, to the same meaning": (
+        "ip rule add pref 50 fwmark 0x1/0x1 lookup 100",
+        {},
+        "mark",
+        "priority 50 fwmark 0x1/0x1 lookup 100",
+    ),
+    "classic route": (
+        "ip -6 route add local default dev lo table 100",
+        {},
+        "table",
+        "local default dev lo",
+    ),
     "table looked up by others": (
         "ip -6 rule add from ::2 lookup 100",
         {},
@@ -228,6 +241,29 @@ CONFLICTS: dict[str, tuple[str, dict[str, t.Any], str, str]] = {
         "net.ipv6.conf.lo.disable_ipv6",
     ),
 }
+
+
+def test_a_family_that_is_not_proxied_belongs_to_others(host: Host) -> None:
+    host.sh(
+        "ip -6 rule add pref 50 fwmark 0x1/0x1 lookup 100; ip6tables -t mangle -N DIVERT;"
+        "ip -6 route add local default dev lo table 100"
+    )
+    theirs = "ip -6 -N rule; ip -6 route show table 100; ip6tables-save -t mangle | grep -v '^#'"
+    before, untouched = host.state(), host.sh(theirs)
+    for _again in range(3):
+        assert "msg" not in host.module(families=["ipv4"])
+    assert items(host.module(families=["ipv4"])) == []
+    assert host.sh(theirs) == untouched
+    host.module(families=["ipv4"], state="absent")
+    assert host.state() == before
+
+
+def test_what_others_put_into_the_mangle_table_stays(host: Host) -> None:
+    host.module()
+    host.sh("iptables -t mangle -N THEIRS; ip6tables -t mangle -P FORWARD DROP")
+    host.module(state="absent")
+    assert ":THEIRS - " in host.sh("iptables-save")
+    assert ":FORWARD DROP " in host.sh("ip6tables-save")
 
 
 @pytest.mark.parametrize("check", [True, False], ids=["check", "run"])
@@ -306,6 +342,17 @@ def test_the_units_are_understood_by_systemd(host: Host) -> None:
     host.module()
     host.sh("ip address add 10.9.2.2/24 dev back")
     host.module("tproxy_return_path", gateways=["10.9.2.1"])
+    # On a host that has none of the units that flush.
+    host.sh(
+        "mkdir -p /var/alternate/etc/systemd/system; cp /etc/systemd/system/tproxy-host.service /var/alternate/etc/systemd/system;"
+        "systemctl --root=/var/alternate enable tproxy-host"
+    )
+    for flusher in ("nftables", "netfilter-persistent", "firewalld"):
+        link = f"/var/alternate/etc/systemd/system/{flusher}.service.wants/tproxy-host.service"
+        assert host.sh(f"readlink {link}").endswith("/etc/systemd/system/tproxy-host.service\n")
+        unit = host.sh("cat /etc/systemd/system/tproxy-host.service")
+        for setting in ("After", "PartOf", "ReloadPropagatedFrom"):
+            assert re.search(rf"^{setting}=.*\b{flusher}\.service", unit, re.MULTILINE)
     for unit in ("tproxy-host", "tproxy-backend"):
         said = host.sh(f"systemd-analyze verify /etc/systemd/system/{unit}.service 2>&1")
         assert unit not in said

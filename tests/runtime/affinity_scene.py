@@ -152,13 +152,18 @@ class Scene:
         return plan
 
     def start(self, plan: config.Plan) -> None:
+        """Start; where a process runs already, replace it as a reload does."""
         path = self.directory / "haproxy.cfg"
         path.write_text(text_of(plan))
         self.log = self.directory / "log"
+        old = self.process
+        replace = ["-sf", str(old.pid)] if old and old.poll() is None else []
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [str(self.run), "-db", "-f", str(path)], stdout=out, stderr=out
+                [str(self.run), "-db", "-f", str(path), *replace], stdout=out, stderr=out
             )
+        if old and replace:
+            old.wait(10)
         end = time.monotonic() + 10
         while self.process.poll() is None and time.monotonic() < end:
             with contextlib.suppress(OSError):
@@ -210,7 +215,7 @@ class Scene:
 
     def servers(self, times: int, **request: t.Any) -> Counter[str]:
         """Send the same request several times and count who answered."""
-        return Counter(self.get(**request).server for _ in range(times))
+        return Counter(self.get(**request).server for _n in range(times))
 
     def entries(self, table: str = "app") -> int:
         return sum("key=" in line for line in self.ask(f"show table {table}").splitlines())
@@ -267,6 +272,7 @@ def check(run: Path, plan: config.Plan, path: Path) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         timeout=30,
+        check=False,
     )
     return done.returncode, done.stdout.decode()
 

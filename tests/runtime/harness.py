@@ -272,6 +272,9 @@ def run_module_process(
         "import ansible.module_utils.basic as b\n"
         "from ansible.module_utils.testing import patch_module_args\n"
         f"import {MODULES}.{name} as m\n"
+        # What basic imports only when it is used: another user may not be able to read it.
+        "from ansible.module_utils._internal._json._profiles import _module_legacy_c2m\n"
+        "from ansible.module_utils._internal._json._profiles import _module_legacy_m2c\n"
         "args = json.loads(sys.argv[1])['ANSIBLE_MODULE_ARGS']\n"
         f"uid = {uid!r}\n"
         "import os\n"

@@ -179,7 +179,7 @@ def worker_runs_as(it: Scene, version: str) -> None:
 
 def one_session_over_both_families(it: Scene) -> None:
     """One stick table for both sections: a phone that changes from IPv4 to IPv6 keeps its server."""
-    for _ in range(6):
+    for _n in range(6):
         first = it.get("/session", source="10.81.1.8")
         # the round robins of the two sections must not agree by chance
         it.get("/", source="fd81:0:0:1::8")

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import typing as t
 from pathlib import Path
@@ -96,6 +98,18 @@ def test_listeners_name_the_process() -> None:
     with_loopback(body)
 
 
+def test_a_file_that_is_closed_meanwhile_hides_no_other() -> None:
+    """The walk's own directory is such a file: it is listed, and gone when its link is read."""
+    with socket.socket() as listener:
+        inode = str(os.fstat(listener.fileno()).st_ino)
+        high = fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD, 900)
+        listener.close()
+        try:
+            assert the_probe()._owners({inode})[inode]["pid"] == os.getpid()
+        finally:
+            os.close(high)
+
+
 def site(it: Scene, port: int, state: Path) -> config.Plan:
     """The scene's site with a server state file, as the role has it."""
     variables = {
@@ -154,6 +168,55 @@ def test_states_survive_but_configuration_wins(
     in_namespace(body)
 
 
+def test_states_that_cannot_be_saved(binaries: Path, version: str, short_path: Path) -> None:
+    """The socket's path changes: the running worker has the one of the configuration before."""
+    state = short_path / "server-state"
+    before, now = short_path / "before.cfg", short_path / "haproxy.cfg"
+    options = {"socket": f"{short_path}/new.sock", "config": str(now), "file": str(state)}
+
+    def body() -> None:
+        with scene(binaries / version / "run", version, short_path) as it:
+            it.start(site(it, 8080, state))
+            it.ask("set server app/app1 state drain")
+            before.write_text(now.read_text())
+            time.sleep(0.1)
+            now.write_text(now.read_text().replace("admin.sock", "new.sock"))
+            silent = probe("save", options)
+            assert silent["saved"] == []
+            assert "new.sock" in silent["error"]
+            assert not state.exists()
+            seen = probe("worker", {**options, "previous": str(before)})
+            assert it.process
+            assert (seen["pid"], seen["stale"]) == (it.process.pid, True)
+            saved = probe("save", {**options, "previous": str(before)})
+            assert saved == {"saved": ["app/app1"], "error": ""}
+            # A configuration without a socket had no states that anybody set.
+            before.write_text("global\n    maxconn 10\n")
+            assert probe("save", {**options, "previous": str(before)})["error"] == ""
+
+    in_namespace(body)
+
+
+def test_an_answer_that_is_no_state_is_told(short_path: Path) -> None:
+    """What another program, or a HAProxy that refuses, says must not become an empty state."""
+    path = short_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def refuse() -> None:
+            client, _peer = listener.accept()
+            with client:
+                client.recv(100)
+                client.sendall(b"Permission denied\n\n")
+
+        other = threading.Thread(target=refuse)
+        other.start()
+        told = probe("save", {"socket": str(path), "config": "/dev/null", "file": "/dev/null/no"})
+        other.join(5)
+    assert told == {"saved": [], "error": f"{path}: Permission denied"}
+
+
 def test_worker_and_wait(binaries: Path, version: str, short_path: Path) -> None:
     options: dict[str, t.Any] = {
         "socket": str(short_path / "admin.sock"),
@@ -174,18 +237,30 @@ def test_worker_and_wait(binaries: Path, version: str, short_path: Path) -> None
             time.sleep(0.1)
             Path(options["config"]).touch()
             assert probe("worker", options)["stale"]
+            # The old worker that answers late is not the new one, even when its number was not known.
+            late = probe("wait", {**options, "pid": 0, "timeout": 0.3})
+            assert not late["ready"]
+            assert "started before" in late["error"]
+            it.start(it.plan(backends=[app()]))
+            assert probe("wait", {**options, "pid": 0, "timeout": 5})["ready"]
             assert probe("wait", {**options, "pid": 1, "timeout": 5})["ready"]
             assert not probe("wait", {**options, "pid": it.process.pid, "timeout": 0.3})["ready"]
 
     in_namespace(body)
 
 
-def test_overlap_is_symmetric() -> None:
+def the_probe() -> t.Any:
+    """The script as a module."""
     spec = importlib.util.spec_from_file_location("haproxy_affinity_probe", PROBE)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_overlap_is_symmetric() -> None:
+    module = the_probe()
     addresses = ("0.0.0.0", "10.0.0.1", "10.0.0.2", "::", "fd00::1")
     for one in addresses:
         for other in addresses:

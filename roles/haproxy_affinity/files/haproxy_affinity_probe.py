@@ -110,17 +110,21 @@ def _owners(inodes: set[str]) -> dict[str, dict[str, t.Any]]:
         return found
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            for entry in os.listdir(f"/proc/{pid}/fd"):
-                target = os.readlink(f"/proc/{pid}/fd/{entry}")
-                inode = target[8:-1] if target.startswith("socket:[") else ""
-                if inode in inodes and inode not in found:
-                    found[inode] = {
-                        "pid": int(pid),
-                        "command": _read(pid, "comm").strip(),
-                        "unit": _unit(pid),
-                    }
+            entries = os.listdir(f"/proc/{pid}/fd")
         except OSError:
             continue
+        for entry in entries:
+            try:
+                target = os.readlink(f"/proc/{pid}/fd/{entry}")
+            except OSError:  # closed meanwhile
+                continue
+            inode = target[8:-1] if target.startswith("socket:[") else ""
+            if inode in inodes and inode not in found:
+                found[inode] = {
+                    "pid": int(pid),
+                    "command": _read(pid, "comm").strip(),
+                    "unit": _unit(pid),
+                }
     return found
 
 
@@ -156,12 +160,24 @@ def _ask(path: str, command: str) -> str:
 
 
 def worker(options: dict[str, t.Any]) -> dict[str, t.Any]:
-    """Return who answers on the admin socket and whether it started before the configuration was written."""
+    """Return who answers on the admin socket and whether it started before the configuration was written.
+
+    With C(previous), the configuration that was replaced, a worker that still has the sockets of that one is found too.
+    """
+    first = _worker(options["socket"], options["config"])
+    if first["answers"]:
+        return first
+    for path in _sockets(options.get("previous", "")):
+        seen = _worker(path, options["config"])
+        if seen["answers"]:
+            return seen
+    return first
+
+
+def _worker(path: str, config: str) -> dict[str, t.Any]:
     try:
         info = dict(
-            line.split(": ", 1)
-            for line in _ask(options["socket"], "show info").splitlines()
-            if ": " in line
+            line.split(": ", 1) for line in _ask(path, "show info").splitlines() if ": " in line
         )
         pid = int(info["Pid"])
     except (OSError, KeyError, ValueError) as error:
@@ -170,15 +186,30 @@ def worker(options: dict[str, t.Any]) -> dict[str, t.Any]:
             "pid": 0,
             "version": "",
             "stale": False,
-            "error": str(error) or type(error).__name__,
+            "error": f"{path}: {error or type(error).__name__}",
         }
+    stale = _started_before(pid, config)
     return {
         "answers": True,
         "pid": pid,
         "version": info.get("Version", ""),
-        "stale": _started_before(pid, options["config"]),
-        "error": "",
+        "stale": stale,
+        "error": f"its worker, {pid}, started before {config} was written" if stale else "",
     }
+
+
+def _sockets(path: str) -> list[str]:
+    """Return the paths of the unix sockets for commands that a configuration names."""
+    found: list[str] = []
+    if path:
+        with open(path, encoding="utf-8", errors="replace") as source:
+            for line in source:
+                words = line.split()
+                if words[:2] == ["stats", "socket"] and len(words) > 2:
+                    name = words[2][5:] if words[2].startswith("unix@") else words[2]
+                    if name.startswith("/"):
+                        found.append(name)
+    return found
 
 
 def _started_before(pid: int, path: str) -> bool:
@@ -192,11 +223,14 @@ def _started_before(pid: int, path: str) -> bool:
 
 
 def wait(options: dict[str, t.Any]) -> dict[str, t.Any]:
-    """Wait until another worker than the old one answers; the last look is returned."""
+    """Wait until another worker than the old one answers; the last look is returned.
+
+    Where the old one never answered, its number is not known (0), but its age tells it from the new one.
+    """
     deadline = time.monotonic() + options["timeout"]
     while True:
         seen = worker(options)
-        if seen["answers"] and seen["pid"] != options["pid"]:
+        if seen["answers"] and seen["pid"] != options["pid"] and not seen["stale"]:
             return dict(seen, ready=True)
         if time.monotonic() >= deadline:
             return dict(seen, ready=False)
@@ -220,11 +254,37 @@ def _ports(path: str) -> dict[str, str]:
 
 
 def save(options: dict[str, t.Any]) -> dict[str, t.Any]:
-    """Write the states that an operator set at run time, for the next worker to load."""
+    """Write the states that an operator set at run time, for the next worker to load.
+
+    C(previous) is as in worker(). A configuration without a socket has no states that anybody set.
+    """
+    before = options.get("previous", "")
     try:
-        answer = _ask(options["socket"], "show servers state")
+        paths = _sockets(before) if before else [options["socket"]]
+        if not paths:
+            return {"saved": [], "error": ""}
+        answer, error = _states(paths)
+        return {"saved": [], "error": error} if error else _save(answer, options)
     except OSError as error:
         return {"saved": [], "error": str(error)}
+
+
+def _states(paths: list[str]) -> tuple[str, str]:
+    """Return the answer of the first socket that tells the states, else why none does."""
+    errors = []
+    for path in paths:
+        try:
+            answer = _ask(path, "show servers state")
+        except OSError as error:
+            errors.append(f"{path}: {error}")
+            continue
+        if answer.split("\n", 1)[0] == "1":  # the version of the format
+            return answer, ""
+        errors.append(f"{path}: {answer.strip() or 'an empty answer'}")
+    return "", "; ".join(errors)
+
+
+def _save(answer: str, options: dict[str, t.Any]) -> dict[str, t.Any]:
     ports = _ports(options["config"])
     lines, saved = [], []
     for line in answer.splitlines()[1:]:

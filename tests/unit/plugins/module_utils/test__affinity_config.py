@@ -175,7 +175,7 @@ def test_cookie() -> None:
 def test_app_session_shares_one_table() -> None:
     made = persistence({"method": "app_session", "name": "PHPSESSID", "timeout": "5h"}, "clientip")
     assert [line for line in lines(made, "backend app") if "stick" in line] == [
-        "stick-table type string len 64 size 100k expire 5h",
+        "stick-table type string len 64 size 100k expire 5h peers haproxy_affinity",
         "stick on req.cook(PHPSESSID)",
         "stick store-response res.cook(PHPSESSID)",
     ]
@@ -183,6 +183,44 @@ def test_app_session_shares_one_table() -> None:
         "stick on req.cook(PHPSESSID) table app",
         "stick store-response res.cook(PHPSESSID) table app",
     ]
+
+
+def app_session(version: tuple[int, int] = (3, 0), **variables: t.Any) -> Plan:
+    values = {"method": "app_session", "name": "PHPSESSID"}
+    backends = [
+        {"name": "app", "transparent": "clientip", "persistence": values, "servers": SERVERS}
+    ]
+    return plan(version, backends=backends, **variables)
+
+
+@pytest.mark.parametrize(("version", "user"), [((2, 6), "root"), ((3, 0), "haproxy")])
+def test_tables_are_taught_to_the_next_worker(version: tuple[int, int], user: str) -> None:
+    made = app_session(version)
+    assert "localpeer haproxy_affinity" in lines(made, "global")
+    assert lines(made, "peers haproxy_affinity") == [
+        f"bind unix@/run/haproxy/admin.sock.peers mode 600 user {user}",
+        "server haproxy_affinity",
+    ]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"global": {"chroot": "/var/lib/haproxy"}},
+        {"global": {"raw": "chroot /var/lib/haproxy"}},
+        {"global": {"raw": "localpeer me"}},
+        {"raw": ["peers all", "  peer me 10.0.0.1:1024"]},
+    ],
+)
+def test_unless_that_cannot_work(variables: dict[str, t.Any]) -> None:
+    made = app_session(**variables)
+    assert not any("haproxy_affinity" in each for each in lines(made, "global"))
+    assert not any("haproxy_affinity" in each for each in lines(made, "backend app"))
+    assert not any(section["header"].startswith("peers") for section in made.sections)
+
+
+def test_no_table_no_peers() -> None:
+    assert "localpeer haproxy_affinity" not in lines(plan(), "global")
 
 
 def test_app_session_without_learning_only_matches() -> None:
@@ -197,8 +235,8 @@ def test_app_session_without_learning_only_matches() -> None:
         line for line in lines(persistence(values), "backend app") if "stick match" in line
     ] == [
         "stick match req.cook(JSESSIONID)",
-        "stick match urlp(JSESSIONID,;)",
-        "stick match urlp(jsessionid,;)",
+        "stick match urlp(JSESSIONID,;),field(1,?)",
+        "stick match urlp(jsessionid,;),field(1,?)",
         "stick match urlp(JSESSIONID)",
     ]
 

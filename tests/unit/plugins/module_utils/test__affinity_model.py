@@ -129,6 +129,11 @@ def test_reading_changes_nothing() -> None:
         (backend(balanc="source"), f"{B}.balanc", "did you mean balance"),
         (backend(transparent="clientipp"), f"{B}.transparent", "give clientip"),
         (backend(transparent="hdr_ip(x y)"), f"{B}.transparent", "give clientip"),
+        (
+            backend(mode="tcp", transparent="hdr_ip(x-forwarded-for)"),
+            f"{B}.transparent",
+            "needs mode http",
+        ),
         (backend(servers=[]), f"{B}.servers", "is empty"),
         (backend(servers="s1"), f"{B}.servers", "list of dictionaries"),
         (
@@ -211,7 +216,7 @@ def test_reading_changes_nothing() -> None:
         (
             lambda v: v.update(admin_socket={"path": "/" + "x" * 100}),
             "haproxy_affinity_admin_socket.path",
-            "at most 90",
+            "at most 84",
         ),
         (
             lambda v: v.update(defaults={"timeouts": {"client": 50000}}),
@@ -275,6 +280,39 @@ def test_wrong_hostvar_is_named() -> None:
     assert problems == [
         "haproxy_affinity_address of host web1 is '10.0.0.999'; give an IP address or a host name."
     ]
+
+
+@pytest.mark.parametrize("char", "#\"'\\${} ,;~|")
+def test_what_haproxy_cfg_reads_itself_is_no_cookie_value(char: str) -> None:
+    """A "#" would hide the rest of the server's line, its check among it."""
+    servers = [{"name": "s1", "address": "10.0.0.1", "port": 80, "cookie": f"a{char}b"}]
+    _site, problems, _warnings = site(backend(servers=servers))
+    assert [each.split(" is ")[0] for each in problems] == [f"{B}.servers[0].cookie"]
+
+
+@pytest.mark.parametrize("char", "#\"'\\$;")
+def test_nor_a_cookie_s_attribute(char: str) -> None:
+    given = {"method": "cookie", "attr": [f"Path=/a{char}b"]}
+    _site, problems, _warnings = site(backend(persistence=given))
+    assert [each.split(" is ")[0] for each in problems] == [f"{B}.persistence.attr[0]"]
+
+
+@pytest.mark.parametrize(
+    ("balance", "hash_type"),
+    [
+        ("hdr(host)", "consistent"),
+        ("hdr (host)", "consistent"),
+        ("rdp-cookie(mstshash)", "consistent"),
+        ("rdp-cookie", "consistent"),
+        ("uri depth 2", "consistent"),
+        ("leastconn", None),
+        ("random(2)", None),
+    ],
+)
+def test_algorithms_that_hash_are_consistent(balance: str, hash_type: str | None) -> None:
+    found, problems, _warnings = site(backend(balance=balance))
+    assert problems == []
+    assert found.backends[0].hash_type == hash_type
 
 
 def test_cookie_values_must_differ() -> None:

@@ -93,7 +93,7 @@ class FakeHaproxy:
             health = looks.pop(0) if len(looks) > 1 else looks[0]
             state = 0 if self.health is None else 6
             rows = [
-                f"3 app {n} {name} 192.0.2.1 {0 if name in self.held else 2} {self.admin[name]} "
+                f"3 app {n} {name} 192.0.2.1 {3 if name in self.held else 2} {self.admin[name]} "
                 f"{self.weight[name]} 10 5 0 0 {health} {state} 0 0 0 - 80 -"
                 for n, name in enumerate(self.admin, 1)
             ]
@@ -123,7 +123,7 @@ class FakeHaproxy:
         elif what == "state":
             self.admin[name] = {"ready": 0, "drain": 8, "maint": 1}[value]
         elif what == "health":
-            assert value == "down"
+            assert value == "stopping"
             self.held.add(name)
         else:
             assert what == "weight"
@@ -239,12 +239,10 @@ def test_wait_timeout() -> None:
     [
         # The counter says rise (2) right behind the command, and is full (4) after a check.
         ("3.2.26", 3, [2, 2, 4], []),
-        # A check that passed before the look: tried again.
-        ("3.2.26", 3, [4, 2, 4], ["state maint", "state ready"]),
-        # Always full: init-state fully-up, so the server is held down; before 3.1 that cannot be.
-        ("3.2.26", 3, [4], ["state maint", "state ready"] * 2 + ["health down"]),
+        # Full at once: a check has passed before the look or, since 3.1, init-state fully-up.
+        ("3.2.26", 3, [4], ["health stopping"]),
         ("3.0.11", 3, [4], []),
-        ("2.6.12", 1, [2], ["health down"]),
+        ("2.6.12", 1, [2], ["health stopping"]),
     ],
 )
 def test_ready_is_proven(version: str, fall: int, looks: list[int], more: list[str]) -> None:
@@ -296,7 +294,7 @@ def test_floor_undone_when_somebody_else_was_quicker() -> None:
             fake.admin["b"] = 8
 
     fake.meanwhile = rival
-    with pytest.raises(FloorError, match="undone"):
+    with pytest.raises(FloorError, match="set back"):
         operation(fake, servers=["a"], state="drain", min_ready="2").run()
     assert fake.admin == {"a": 0, "b": 8, "c": 0}
 

@@ -58,24 +58,32 @@ def host(texts: list[str]) -> way.Snapshot:
     )
 
 
+def parsed(text: str) -> Route:
+    """A route of ours."""
+    words = text.split()
+    gateway, device = words[words.index("via") + 1], words[words.index("dev") + 1]
+    metric = int(words[words.index("metric") + 1]) if "metric" in words else 0
+    return Route("unicast", "default", device, gateway, 2, metric)
+
+
 def apply(snapshot: way.Snapshot, plan: way.Plan) -> way.Snapshot:
     """Refuses what the kernel refuses: deleting what is not there, adding what is."""
     defaults, texts = dict(snapshot.defaults), dict(snapshot.texts)
-    for name, lines in plan.ip.items():
+    for name in {**plan.back, **plan.ip}:
         live = dict(zip(texts[name], defaults[name]))
+        lines = [f"route append {text}" for text in plan.back.get(name, ())]
+        lines += plan.ip.get(name, ())
         for line in lines:
             verb, text = line.removeprefix("route ").split(" ", 1)
             if verb == "del":
                 del live[text]
             elif verb == "append":
                 assert text not in live
-                live[text] = FOREIGN[text]
+                live[text] = FOREIGN.get(text) or parsed(text)
             else:
-                words = text.split()
-                metric = int(words[words.index("metric") + 1]) if "metric" in words else 0
+                metric = parsed(text).metric
                 live = {key: route for key, route in live.items() if route.metric != metric}
-                gateway, device = words[words.index("via") + 1], words[words.index("dev") + 1]
-                live[text] = Route("unicast", "default", device, gateway, 2, metric)
+                live[text] = parsed(text)
         order = sorted(live.items(), key=lambda item: item[1].metric)
         texts[name] = tuple(text for text, _route in order)
         defaults[name] = tuple(route for _text, route in order)
@@ -118,9 +126,9 @@ def test_nothing_left_to_plan_and_absent_ends_where_it_began(
 
 def test_the_nearest_subnet_gives_the_interface() -> None:
     (line,) = way.plan_return_path(host([]), {"ipv4": "10.9.2.2"}).ip["ipv4"]
-    assert line == "route replace default via 10.9.2.2 dev back proto kernel"
+    assert line == "route append default via 10.9.2.2 dev back proto kernel"
     (line,) = way.plan_return_path(host([]), {"ipv4": "10.9.7.2"}).ip["ipv4"]
-    assert line == "route replace default via 10.9.7.2 dev wide proto kernel"
+    assert line == "route append default via 10.9.7.2 dev wide proto kernel"
 
 
 def test_a_gateway_elsewhere_is_refused_with_what_was_found() -> None:

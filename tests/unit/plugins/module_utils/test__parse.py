@@ -74,6 +74,7 @@ def test_the_other_replies(version: str) -> None:
     assert "app" in _parse.backends(said(version, "show_backend"))
     assert _parse.level(said(version, "show_cli_level")) == "admin"
     assert ".".join(map(str, _parse.version(said(version, "show_info")))) == version
+    assert _parse.uptime("Uptime: 0d 0h02m03s\nUptime_sec: 123\n") == 123
     assert not _parse.stopping("Stopping: 0\n")
     assert _parse.stopping("Version: 2.2\nStopping: 1\n")
 

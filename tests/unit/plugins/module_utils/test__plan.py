@@ -152,7 +152,7 @@ FALL_1 = {("app", "web1"): Check(rise=2, fall=1, tracked="")}
         (MAINT, {"state": "maint", "drain_first": True}, {}, []),
         # Ready in a way that lets a later check be told from an earlier one.
         (MAINT, {"state": "ready", "wait": True}, CHECKS, ["state ready"]),
-        (DRAIN, {"state": "ready", "wait": True}, CHECKS, ["state maint", "state ready"]),
+        (DRAIN, {"state": "ready", "wait": True}, CHECKS, ["health stopping", "state ready"]),
         (DRAIN, {"state": "ready", "wait": False}, CHECKS, ["state ready"]),
         ({**DRAIN, "check_health": 3}, {"state": "ready", "wait": True}, CHECKS, ["state ready"]),
         (
@@ -162,7 +162,7 @@ FALL_1 = {("app", "web1"): Check(rise=2, fall=1, tracked="")}
             ["state ready"],
         ),
         ({**DRAIN, "check_state": 0}, {"state": "ready", "wait": True}, CHECKS, ["state ready"]),
-        (DRAIN, {"state": "ready", "wait": True}, FALL_1, ["health down", "state ready"]),
+        (DRAIN, {"state": "ready", "wait": True}, FALL_1, ["health stopping", "state ready"]),
     ],
 )
 def test_commands(
