@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,13 +20,12 @@ from lab import (
     BY_SOURCE,
     CLIENT,
     NOT_TRANSPARENT,
-    NUMBER,
-    PROXY,
     REPO,
     SERVERS,
     SPREAD,
     WWW,
     Lab,
+    Loader,
     page,
     url,
 )
@@ -111,22 +109,7 @@ def summary(servers: list[str]) -> str:
 
 def load(lab: Lab, count: int, playbook: str, *arguments: str) -> dict[str, Any]:
     """Requests at a steady rate while the playbook runs; the load generator's count of every one."""
-    process = subprocess.Popen(
-        [
-            "podman",
-            "exec",
-            f"clearproxy-{NUMBER}-client",
-            "python3",
-            "/srv/load.py",
-            PROXY["ipv4"],
-            str(SPREAD),
-            "/index.php?ms=100",
-            f"--count={count}",
-            f"--rate={RATE}",
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    loader = Loader(SPREAD, "/index.php?ms=100", f"--count={count}", f"--rate={RATE}")
     time.sleep(1)
     begin = time.time()
     run = lab.play(playbook, *arguments)
@@ -135,22 +118,13 @@ def load(lab: Lab, count: int, playbook: str, *arguments: str) -> dict[str, Any]
         f"  the playbook took {end - begin:.0f} s; the load goes on to its last request …",
         flush=True,
     )
-    output = process.communicate(timeout=300)[0]
+    result = loader.result()
     if run.code:
         sys.exit(run.output)
-    return dict(json.loads(output), begin=begin, end=end)
+    return dict(result, begin=begin, end=end)
 
 
 def rolling_updates(lab: Lab) -> dict[str, dict[str, Any]]:
-    source = (REPO / "molecule/resources/files/load.py").read_text()
-    subprocess.run(
-        ["podman", "exec", "--interactive", f"clearproxy-{NUMBER}-client", "tee", "/srv/load.py"],
-        input=source,
-        text=True,
-        check=True,
-        stdout=subprocess.DEVNULL,
-        timeout=30,
-    )
     tasks = REPO / "molecule/resources/tasks/stop_for_three_seconds.yml"
     print(
         f"  {LOADS['with']} requests, {RATE} a second; each server is taken out of service, really stopped for 3 s, put back",

@@ -60,6 +60,24 @@ class Run:
         return sum(host["changed"] for host in self.recap.values())
 
 
+class Loader:
+    """Requests at a steady rate from the client, in the background, every one counted (files/load.py)."""
+
+    def __init__(self, port: int, path: str, *arguments: str) -> None:
+        client = ["podman", "exec", "--interactive", f"clearproxy-{NUMBER}-client", "python3", "-"]
+        with (REPO / "molecule/resources/files/load.py").open() as script:
+            self.process = subprocess.Popen(
+                [*client, PROXY["ipv4"], str(port), path, *arguments],
+                stdin=script,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+
+    def result(self) -> dict[str, Any]:
+        """The load generator's count, when its last request has been answered or has failed."""
+        return dict(json.loads(self.process.communicate(timeout=300)[0]))
+
+
 class Lab:
     """Hosts by their inventory names, and playbook runs."""
 

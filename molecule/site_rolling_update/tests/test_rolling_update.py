@@ -7,56 +7,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
-import pytest
-from lab import NUMBER, PROXY, REPO, SERVERS, SPREAD, WWW, Lab, Run
+from lab import NUMBER, REPO, SERVERS, SPREAD, WWW, Lab, Loader, Run
 
 COUNT, RATE = 1000, 20.0
 PAGE = "/index.php?ms=100"
 STOP = REPO / "molecule/resources/tasks/stop_for_three_seconds.yml"
-
-
-class Loader:
-    """The load generator on the client, in the background."""
-
-    def __init__(self, port: int, *arguments: str) -> None:
-        self.begin = time.time()
-        self.process = subprocess.Popen(
-            [
-                "podman",
-                "exec",
-                f"clearproxy-{NUMBER}-client",
-                "python3",
-                "/srv/load.py",
-                PROXY["ipv4"],
-                str(port),
-                PAGE,
-                *arguments,
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def result(self) -> dict[str, Any]:
-        output = self.process.communicate(timeout=180)[0]
-        return dict(json.loads(output))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loader_on_the_client(lab: Lab) -> None:
-    source = (REPO / "molecule/resources/files/load.py").read_text()
-    subprocess.run(
-        ["podman", "exec", "--interactive", f"clearproxy-{NUMBER}-client", "tee", "/srv/load.py"],
-        input=source,
-        text=True,
-        check=True,
-        stdout=subprocess.DEVNULL,
-        timeout=30,
-    )
 
 
 def update(lab: Lab, playbook: str, *arguments: str) -> Run:
@@ -76,10 +34,11 @@ def admin_states(lab: Lab) -> dict[str, str]:
 
 
 def test_every_request_is_answered(lab: Lab) -> None:
-    load = Loader(SPREAD, f"--count={COUNT}", f"--rate={RATE}")
+    load = Loader(SPREAD, PAGE, f"--count={COUNT}", f"--rate={RATE}")
     # Clients whose cookie names the server that is taken out first must not be lost either.
     sticky = Loader(
         WWW,
+        PAGE,
         "--count=300",
         "--rate=6",
         "--header=Cookie: SESSION_COOKIE=app1",
@@ -107,7 +66,7 @@ def test_every_request_is_answered(lab: Lab) -> None:
 
 def test_the_same_update_without_the_drain_loses_requests(lab: Lab) -> None:
     """The control: without it the test above could pass for no reason."""
-    load = Loader(SPREAD, f"--count={COUNT // 2}", f"--rate={RATE}")
+    load = Loader(SPREAD, PAGE, f"--count={COUNT // 2}", f"--rate={RATE}")
     time.sleep(1)
     update(lab, str(REPO / "molecule/resources/update_without_drain.yml"))
     result = load.result()
