@@ -965,6 +965,9 @@ def test_another_process_at_an_idle_socket(start_haproxy: Start, echo: int) -> N
     def replace(client: socket.socket) -> None:
         new.append(start_haproxy(f"backend app\n    server s1 127.0.0.1:{echo}\n", mode="tcp"))
         new[0].admin.rename(one.admin)
+        # Its connections end with it; without this, one that was just used would still be answered.
+        one.process.kill()
+        one.process.wait()
         client.close()
 
     with session(two.port) as client:
