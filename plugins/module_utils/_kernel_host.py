@@ -102,7 +102,12 @@ class Host:
         """What a reading program prints; an Error with its own words if it fails."""
         done = self.run(*argv)
         if done.returncode:
-            raise Error(f"`{' '.join(argv)}` failed: {_first_line(done.stderr)}")
+            remedy = (
+                "; install the complete iptables package, which can read every rule of this host"
+                if "tables" in argv[0]
+                else ""
+            )
+            raise Error(f"`{' '.join(argv)}` failed: {_first_line(done.stderr)}{remedy}")
         return done.stdout
 
     def _see(self, *argv: str) -> str | None:

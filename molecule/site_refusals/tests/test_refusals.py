@@ -96,8 +96,8 @@ def test_refused_before_anything_changes(lab: Lab, wrong: str) -> None:
     assert fingerprints(lab) == before
 
 
-def test_a_kernel_that_cannot_is_refused(lab: Lab) -> None:
-    """The socket match is taken away from iptables, as on a kernel or a userland without it."""
+def test_a_host_without_the_socket_match_is_refused(lab: Lab) -> None:
+    """The socket match is taken away from iptables; tests/kernel has the other ways in which a kernel cannot."""
     path = lab.run("proxy", "find / -xdev -name libxt_socket.so | head -n 1").strip()
     lab.run("proxy", f"mount --bind /dev/null {path}")
     try:
