@@ -6,7 +6,7 @@
 Every version comes from the Debian mirror that this machine is configured with, together with
 the libraries it was linked against. Nothing is compiled and nothing is installed: the packages
 are unpacked below the cache directory, and `<cache>/haproxy/<version>/run` starts the
-binary with its own loader and libraries. apt runs with a configuration, state and cache of its
+binary, which is changed (patchelf) to use its own loader and libraries. apt runs with a configuration, state and cache of its
 own, so neither root nor the machine's package lists are needed; signatures are checked with the
 machine's Debian archive keys.
 
@@ -33,7 +33,7 @@ import sys
 import typing as t
 
 # Change this to have every machine fetch the packages again.
-KEY = "2026-11"
+KEY = "2026-11-2"
 
 KEYRING = pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -74,7 +74,8 @@ def output_of(*command: str, env: dict[str, str] | None = None) -> str:
         )
     except FileNotFoundError:
         raise Problem(
-            f"{command[0]} is not on this machine; this script needs a Debian system"
+            f"{command[0]} is not on this machine; this script needs a Debian system, and patchelf "
+            "from tests/requirements.txt"
         ) from None
     except subprocess.TimeoutExpired:
         raise Problem(f"{command[0]} {command[1]} did not end within 600 s") from None
@@ -174,8 +175,12 @@ class Apt:
         return sorted(debs.glob("*.deb"))
 
 
-def launcher(root: pathlib.Path, installed_at: pathlib.Path) -> str:
-    """A shell script that starts the unpacked binary with the loader and libraries beside it."""
+def bind(root: pathlib.Path, installed_at: pathlib.Path) -> str:
+    """Tie the unpacked binary to the loader and libraries beside it; a script that starts it.
+
+    They are written into the binary itself, because HAProxy's master process starts its binary again,
+    by its path alone.
+    """
     binary = root / "usr/sbin/haproxy"
     with binary.open("rb") as stream:
         found = re.search(rb"/lib[0-9a-z]*/(ld-linux[\w.-]*\.so\.\d+)\0", stream.read(65536))
@@ -191,12 +196,18 @@ def launcher(root: pathlib.Path, installed_at: pathlib.Path) -> str:
         raise Problem(f"{name} is not among the unpacked packages")
     libraries = sorted({p.parent for p in root.glob("**/*.so.*")})
     at = installed_at / "root"
-    path = ":".join(str(at / p.relative_to(root)) for p in libraries)
-    return (
-        "#!/bin/sh\n"
-        f'exec "{at / loaders[0].relative_to(root)}" --library-path "{path}" '
-        f'"{at / binary.relative_to(root)}" "$@"\n'
+    patchelf = shutil.which("patchelf") or str(pathlib.Path(sys.executable).with_name("patchelf"))
+    output_of(
+        patchelf,
+        "--set-interpreter",
+        str(at / loaders[0].relative_to(root)),
+        # The older form of a run path is the one that holds for the libraries' libraries too.
+        "--force-rpath",
+        "--set-rpath",
+        ":".join(str(at / p.relative_to(root)) for p in libraries),
+        str(binary),
     )
+    return f'#!/bin/sh\nexec "{at / binary.relative_to(root)}" "$@"\n'
 
 
 def unpack(release: Release, target: pathlib.Path, mirror: str, keyring: pathlib.Path) -> None:
@@ -213,7 +224,7 @@ def unpack(release: Release, target: pathlib.Path, mirror: str, keyring: pathlib
         for extra in ("usr/share", "etc", "var"):
             shutil.rmtree(root / extra, ignore_errors=True)
         script = work / "run"
-        script.write_text(launcher(root, target))
+        script.write_text(bind(root, target))
         script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
         shutil.rmtree(target, ignore_errors=True)
         work.rename(target)

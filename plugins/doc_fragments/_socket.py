@@ -14,13 +14,17 @@ options:
   socket:
     description:
       - Where HAProxy's admin socket is, as written in a C(stats socket) line of its configuration.
-        A path, C(unix:///path), C(tcp://host:port) or C(tcp://[ipv6]:port).
+        A path, C(unix:///path), C(tcp://host:port), C(tcp://[ipv6]:port), or C(tls://host:port)
+        for a port that speaks TLS; see the notes for how HAProxy is made to.
+      - C(master:///path) or C(master://host:port) is the socket of the master process, the one of
+        HAProxy's command line option C(-S). The worker that is current when the task begins is
+        talked to through it, until the task ends.
       - One string is accepted for a list of one. Several sockets mean all of them. Every one is
         read and everything is checked on all of them before the first command is sent to any.
       - If not given, the first that exists of C(/run/haproxy/admin.sock), C(/run/haproxy.sock),
         C(/var/run/haproxy.sock), C(/var/lib/haproxy/stats) and C(/var/lib/haproxy/haproxy.sock).
       - The user who runs the module needs permission to write to the socket. Nothing protects a TCP
-        socket but the network around it.
+        socket without TLS but the network around it.
     type: list
     elements: str
   timeout:
@@ -29,4 +33,36 @@ options:
       - Must be above 0.
     type: float
     default: 10.0
+  client_cert:
+    description:
+      - PEM file with the certificate that is shown to a C(tls://) socket whose C(bind) line says
+        C(verify required). It may hold the key too.
+    type: path
+  client_key:
+    description:
+      - PEM file with the unencrypted private key of O(client_cert), if that file does not hold it.
+    type: path
+  ca_path:
+    description:
+      - PEM file, or directory with hashed names, of the authorities that a C(tls://) socket's
+        certificate is checked against. If not given, those that the host trusts.
+    type: path
+  validate_certs:
+    description:
+      - Whether the certificate of a C(tls://) socket must come from a trusted authority and name
+        the host or address in O(socket). Without it, anybody on the way can pose as HAProxy.
+    type: bool
+    default: true
+notes:
+  - A port that administers HAProxy over a network needs TLS and client certificates. C(ssl) on a
+    C(stats socket) line does not give them. HAProxy 2.6 and later (measured up to 3.4) ignore it
+    there without a word, speak plain text and ask nobody for a certificate. What works in every
+    version is a section before the unix socket, here with the server's certificate and key in
+    C(admin.pem) and the authority of the clients' in C(operators.pem).
+    C(listen admin), C(mode tcp),
+    C(bind :9999 ssl crt /etc/haproxy/admin.pem ca-file /etc/haproxy/operators.pem verify required),
+    C(timeout client 1h), C(timeout server 1h), C(server admin unix@/run/haproxy/admin.sock).
+  - With C(chroot /DIR) in HAProxy's configuration, that section reaches only what is below the
+    directory. There, C(stats socket /DIR/admin.sock user haproxy mode 600 level admin) goes with
+    C(server admin unix@/admin.sock).
 """

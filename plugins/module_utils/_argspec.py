@@ -15,6 +15,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._transport import (
     Address,
     Connection,
+    Tls,
     parse_address,
     usual_address,
 )
@@ -25,6 +26,11 @@ def socket_spec() -> dict[str, t.Any]:
     return {
         "socket": {"type": "list", "elements": "str"},
         "timeout": {"type": "float", "default": 10.0},
+        "client_cert": {"type": "path"},
+        # A path, not the key itself.
+        "client_key": {"type": "path", "no_log": False},
+        "ca_path": {"type": "path"},
+        "validate_certs": {"type": "bool", "default": True},
     }
 
 
@@ -46,10 +52,27 @@ def addresses(params: c.Mapping[str, t.Any]) -> list[Address]:
     return found
 
 
+def tls_of(params: c.Mapping[str, t.Any], found: c.Iterable[Address]) -> Tls:
+    """How `tls://` sockets are talked to; refuses what would be left unused."""
+    given = [name for name in ("client_cert", "client_key", "ca_path") if params[name] is not None]
+    if given and not any(address.kind == "tls" for address in found):
+        raise InputError(
+            f"{given[0]}: goes with a tls://host:port socket only, and there is none; nothing "
+            "encrypts the others"
+        )
+    if params["client_key"] is not None and params["client_cert"] is None:
+        raise InputError("client_key: goes with client_cert only")
+    return Tls(
+        params["client_cert"], params["client_key"], params["ca_path"], params["validate_certs"]
+    )
+
+
 @contextlib.contextmanager
 def clients_from(params: c.Mapping[str, t.Any]) -> c.Iterator[list[Client]]:
     """A client for each socket, closed afterwards; a connection is made with the first command."""
-    clients = [Client(Connection(address, params["timeout"])) for address in addresses(params)]
+    found = addresses(params)
+    tls = tls_of(params, found)
+    clients = [Client(Connection(address, params["timeout"], tls)) for address in found]
     try:
         yield clients
     finally:

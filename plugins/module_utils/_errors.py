@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import typing as t
 
+# Characters of a sentence.
+_LONGEST = 2000
+
 
 class Error(Exception):
     """Anything that ends a task: one sentence for a person, and `details` for programs.
 
-    The details become return values of the failed task, next to `msg`.
+    The details become return values of the failed task, next to `msg`. Values and replies may be
+    in the sentence as they are.
     """
 
     def __init__(self, message: str, **details: t.Any) -> None:
-        super().__init__(message)
+        super().__init__(_one_line(message))
         self.details: dict[str, t.Any] = details
+
+
+def _one_line(text: str) -> str:
+    """What a terminal can show, and no other line, whatever text is in it."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    if len(shown) <= _LONGEST:
+        return shown
+    # The beginning says what is wrong, the end what to do.
+    return f"{shown[: _LONGEST // 2]} … {shown[-_LONGEST // 3 :]}"
 
 
 class InputError(Error):
@@ -39,8 +52,12 @@ class LevelError(Error):
     """The socket's level does not allow what the task has to do."""
 
 
+class VersionError(Error):
+    """The running HAProxy is too old for what the task wants, or has lost it."""
+
+
 class NotFoundError(Error):
-    """A backend or server that HAProxy does not know."""
+    """A backend, server, map, … that HAProxy does not know."""
 
 
 class ParseError(Error):

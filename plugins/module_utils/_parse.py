@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import re
+import typing as t
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import ParseError
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._model import (
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_model import (
     Check,
     Server,
     Traffic,
+    check_target,
     operational,
 )
 
@@ -36,6 +38,15 @@ _STATE_COLUMNS = (
     "srv_check_health",
     "srv_check_state",
     "srv_agent_state",
+    "srvrecord",
+)
+# Since HAProxy 2.4.
+_NEWER_COLUMNS = (
+    "srv_use_ssl",
+    "srv_check_addr",
+    "srv_check_port",
+    "srv_agent_addr",
+    "srv_agent_port",
 )
 _LEVELS = ("user", "operator", "admin")
 
@@ -88,6 +99,7 @@ def servers_state(text: str) -> list[Server]:
     at = {name: index for index, name in enumerate(names)}
     try:
         wanted = [at[name] for name in _STATE_COLUMNS]
+        newer = [at[name] for name in _NEWER_COLUMNS] if _NEWER_COLUMNS[0] in at else []
     except KeyError as exc:
         raise ParseError(_STATE, f"no column {exc.args[0]}", line=lines[1]) from None
     found = []
@@ -97,9 +109,27 @@ def servers_state(text: str) -> list[Server]:
             continue
         if len(row) < len(names):
             raise ParseError(_STATE, f"{len(row)} columns instead of {len(names)}", line=line)
-        be, be_id, name, srv_id, addr, port, fqdn, op, adm, uw, iw, since, health, check, agent = (
-            row[index] for index in wanted
-        )
+        (
+            be,
+            be_id,
+            name,
+            srv_id,
+            addr,
+            port,
+            fqdn,
+            op,
+            adm,
+            uw,
+            iw,
+            since,
+            health,
+            check,
+            agent,
+            srv,
+        ) = (row[index] for index in wanted)
+        # HAProxy 2.2's own connection to its master, which no command may touch.
+        if (be, name[:4], addr) == ("MASTER", "cur-", "-"):
+            continue
         try:
             found.append(
                 Server(
@@ -107,9 +137,9 @@ def servers_state(text: str) -> list[Server]:
                     backend_id=_number(be_id),
                     name=name,
                     id=_number(srv_id),
-                    address=None if addr == "-" else addr,
+                    address=_text(addr),
                     port=_number(port),
-                    fqdn=None if fqdn == "-" else fqdn,
+                    fqdn=_text(fqdn),
                     operational=operational(_number(op)),
                     admin=_number(adm),
                     weight=_number(uw),
@@ -118,11 +148,28 @@ def servers_state(text: str) -> list[Server]:
                     check_health=int(health),
                     check_state=_number(check),
                     agent_state=_number(agent),
+                    srv_record=_text(srv),
+                    **(_newer(*(row[index] for index in newer)) if newer else {}),
                 )
             )
         except (ValueError, IndexError):
             raise ParseError(_STATE, "a number was expected", line=line) from None
     return found
+
+
+def _newer(ssl: str, check: str, check_port: str, agent: str, agent_port: str) -> dict[str, t.Any]:
+    return {
+        # -1 for `no-ssl`.
+        "ssl": int(ssl) > 0,
+        "check_address": check_target(_text(check)),
+        "check_port": _number(check_port),
+        "agent_address": check_target(_text(agent)),
+        "agent_port": _number(agent_port),
+    }
+
+
+def _text(word: str) -> str | None:
+    return None if word == "-" else word
 
 
 def stat(text: str) -> list[dict[str, str]]:
@@ -177,6 +224,28 @@ def checks(rows: list[dict[str, str]]) -> dict[tuple[str, str], Check]:
                 tracked=row.get("tracked", ""),
             )
     return found
+
+
+def maxconns(rows: list[dict[str, str]]) -> dict[tuple[str, str], int]:
+    """The most connections to every server; 0 where there is no limit."""
+    return {
+        (row["pxname"], row["svname"]): _stat_number(row, "slim")
+        for row in rows
+        if row["type"] == _SERVER_ROW
+    }
+
+
+def cookies(rows: list[dict[str, str]]) -> dict[tuple[str, str], tuple[str, str]]:
+    """Name and value of the cookie that leads clients to a server, where there is one.
+
+    Needs level operator; below it HAProxy leaves the column empty.
+    """
+    names = {row["pxname"]: row.get("cookie", "") for row in rows if row["type"] == _BACKEND_ROW}
+    return {
+        (row["pxname"], row["svname"]): (names.get(row["pxname"], ""), row["cookie"])
+        for row in rows
+        if row["type"] == _SERVER_ROW and row.get("cookie")
+    }
 
 
 def algorithms(rows: list[dict[str, str]]) -> dict[str, str]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: haproxy_server
-short_description: Set the state and weight of HAProxy's servers at run time
+short_description: Set state, weight, address and checks of HAProxy's servers at run time
 version_added: 0.1.0
 description:
   - Takes servers of a running HAProxy out of load balancing and puts them back, and changes their
-    weights, through HAProxy's admin socket.
+    weights, limits, addresses and checks, through HAProxy's admin socket.
   - All servers of a task are handled in one conversation. Names, values, permissions and limits are
     checked before the first command is sent; a command that HAProxy refuses fails the task.
   - The module compares with what HAProxy has, so nothing is sent where nothing has to change.
@@ -31,7 +31,13 @@ attributes:
     details:
       - Shows the values that the task manages, of the servers that change.
   idempotent:
-    support: full
+    support: partial
+    details:
+      - HAProxy does not tell O(agent_send), and HAProxy 2.2 neither O(check_port) nor
+        O(agent_address). What happens then, O(write_only) says.
+      - O(force_health) and O(force_agent) are sent every time, because the next check overrides
+        them. O(shutdown_sessions) is sent whenever there are sessions.
+      - Everything else is full.
   platform:
     platforms: posix
     support: full
@@ -39,20 +45,132 @@ options:
   backend:
     description:
       - The backend that the servers belong to.
+      - V(#3) is the backend with the id 3.
       - If not given, servers are looked for in every backend, and all that match are meant.
     type: str
   servers:
     description:
       - Names of servers as HAProxy knows them, or patterns with V(*), V(?) and V([…]).
         V(*) alone means every server.
+      - V(#2) is the server with the id 2 in O(backend).
       - A name that exists wins over its meaning as a pattern.
       - Each must match at least one server, unless O(missing=ignore).
+      - Needed, unless there are O(members). A server that is named twice, here or there, must not
+        get contradicting values.
     type: list
     elements: str
-    required: true
     aliases:
       - server
       - host
+  members:
+    description:
+      - Servers with values of their own, for different changes in one task. What is not given for a
+        member is taken from the option of the same name of the task.
+      - All are read, checked and changed together, in one conversation.
+    type: list
+    elements: dict
+    aliases:
+      - aggregate
+    suboptions:
+      name:
+        description:
+          - As in O(servers), so patterns and V(#2) too.
+        type: str
+        required: true
+        aliases:
+          - server
+          - host
+      backend:
+        description:
+          - As O(backend).
+        type: str
+      state:
+        description:
+          - As O(state).
+        type: str
+        choices:
+          - ready
+          - drain
+          - maint
+          - enabled
+          - disabled
+      weight:
+        description:
+          - As O(weight).
+        type: str
+      maxconn:
+        description:
+          - As O(maxconn).
+        type: int
+      address:
+        description:
+          - As O(address).
+        type: str
+      port:
+        description:
+          - As O(port).
+        type: int
+      fqdn:
+        description:
+          - As O(fqdn).
+        type: str
+      check_address:
+        description:
+          - As O(check_address).
+        type: str
+      check_port:
+        description:
+          - As O(check_port).
+        type: int
+      agent_address:
+        description:
+          - As O(agent_address).
+        type: str
+      agent_port:
+        description:
+          - As O(agent_port).
+        type: int
+      agent_send:
+        description:
+          - As O(agent_send).
+        type: str
+      ssl:
+        description:
+          - As O(ssl).
+        type: bool
+      health_checks:
+        description:
+          - As O(health_checks).
+        type: str
+        choices:
+          - enabled
+          - disabled
+      agent_checks:
+        description:
+          - As O(agent_checks).
+        type: str
+        choices:
+          - enabled
+          - disabled
+      force_health:
+        description:
+          - As O(force_health).
+        type: str
+        choices:
+          - up
+          - stopping
+          - down
+      force_agent:
+        description:
+          - As O(force_agent).
+        type: str
+        choices:
+          - up
+          - down
+      shutdown_sessions:
+        description:
+          - As O(shutdown_sessions).
+        type: bool
   state:
     description:
       - The administrative state. If not given, it is left alone.
@@ -80,38 +198,192 @@ options:
         and V(100%). The first is refused before anything is sent. HAProxy does not tell the hash
         type, so the second is noticed when HAProxy refuses.
     type: str
+  maxconn:
+    description:
+      - The most connections that HAProxy opens to the server at the same time; more requests wait
+        in its queue. V(0) to V(2147483647), where V(0) is without limit.
+    type: int
+  address:
+    description:
+      - IPv4 or IPv6 address of the server, without port. HAProxy resolves no names here; see
+        O(fqdn).
+      - Refused for servers without an address, as unix sockets and names that do not resolve.
+      - Together with O(state), the server does not get clients at a new address before it is ready,
+        nor at the old one afterwards.
+      - A server with a name and C(resolvers) gets the resolved address again.
+    type: str
+  port:
+    description:
+      - Port of the server, V(1) to V(65535). It replaces a port map such as C(+10), which HAProxy
+        shows as V(10).
+    type: int
+  fqdn:
+    description:
+      - The name that HAProxy resolves for the server. It takes one only for servers that have a
+        name and C(resolvers) in the configuration, and refuses it otherwise.
+      - Contradicts O(address).
+    type: str
+  check_address:
+    description:
+      - IP address that health checks go to instead of O(address); V(0.0.0.0) means the server's own
+        again.
+      - Since HAProxy 2.4. HAProxy 3.4 refuses every address, by a defect of its own, so it is
+        refused there before anything is sent.
+      - Taken only while health checks are switched on.
+    type: str
+  check_port:
+    description:
+      - Port that health checks go to, V(0) to V(65535), where V(0) means the server's own.
+      - Taken only while health checks are switched on. Not told by HAProxy 2.2; see O(write_only).
+    type: int
+  agent_address:
+    description:
+      - IP address that agent checks go to; V(0.0.0.0) means the server's own.
+      - Taken only while agent checks are switched on. Not told by HAProxy 2.2; see O(write_only).
+    type: str
+  agent_port:
+    description:
+      - Port that agent checks go to, V(1) to V(65535). Since HAProxy 2.4.
+      - Taken only while agent checks are switched on.
+    type: int
+  agent_send:
+    description:
+      - Text that is sent to the agent when it is asked, up to 1024 bytes without line breaks.
+        HAProxy does not tell it; see O(write_only).
+      - Taken only while agent checks are switched on.
+    type: str
+  ssl:
+    description:
+      - Whether connections to the server use TLS. Since HAProxy 2.4, which calls the command
+        deprecated.
+      - HAProxy takes it only where the configuration says C(ssl), for the server or in its
+        C(default-server).
+    type: bool
+  health_checks:
+    description:
+      - Whether health checks are switched on. Switched off, the server stays as up or down as it
+        is.
+      - Refused where the configuration has no C(check).
+    type: str
+    choices:
+      - enabled
+      - disabled
+  agent_checks:
+    description:
+      - Whether agent checks are switched on. An agent may override O(state), so switch them off to
+        be sure.
+      - Refused where the configuration has no C(agent-check).
+    type: str
+    choices:
+      - enabled
+      - disabled
+  force_health:
+    description:
+      - Count the server as up, as stopping (no new clients but those of persistence), or as down,
+        until its next health check says otherwise. So it lasts only without health checks.
+      - It is no state that could be compared, so it is sent every time. Refused for servers that
+        track others.
+    type: str
+    choices:
+      - up
+      - stopping
+      - down
+  force_agent:
+    description:
+      - Count the agent as having said up or down, until it is asked again; sent every time.
+      - Taken only while agent checks are switched on.
+    type: str
+    choices:
+      - up
+      - down
+  shutdown_sessions:
+    description:
+      - End the sessions of the server at once, after a change of its state. Sent only if there are
+        any, or some come meanwhile. With O(state=maint), it fails if some are left 5 s later.
+      - As in the old module, it does nothing with O(state=ready), and nothing for O(state=maint)
+        with O(drain_first=true), where sessions end by themselves; see O(on_timeout).
+    type: bool
+  health:
+    description:
+      - The old module's word for switching health checks together with O(state), on with
+        O(state=ready), off with O(state=maint). Does nothing with O(state=drain).
+      - O(health_checks) does it alone.
+    type: bool
+  agent:
+    description:
+      - The same for agent checks, like O(agent_checks).
+    type: bool
+  forget_clients:
+    description:
+      - With O(state=drain) and O(state=maint), clear the entries of stick tables that pin clients
+        to the server, so that its clients go to other servers at their next request. This is done
+        on every O(socket), right behind the change of state.
+      - Only the backend's own stick table is cleared, the one that HAProxy calls by the backend's
+        name. HAProxy does not tell which backends use the tables of C(peers) sections and
+        frontends. Where these hold entries for a server of the same name, RV(pinning) and a warning
+        tell of it.
+      - Entries are recognised by the server's name, its address with C(srvkey addr), or its id, in
+        the order in which HAProxy does. If another backend uses the same table, its clients of a
+        server of the same name are forgotten too.
+      - A cookie leads its clients to a draining server all the same; RV(pinning) and a warning tell
+        of it. O(state=maint) sends them elsewhere.
+      - Looks again at the end of the task. It fails if there are entries 5 s later, as when sessions
+        still use them, or peers that are not in O(socket) teach them again.
+    type: bool
+    default: false
+  write_only:
+    description:
+      - What to do with given values that HAProxy does not tell, so that they cannot be compared.
+      - V(always) sends them every time, and then RV(ignore:changed) is true every time.
+      - V(on_change_only) sends them only to servers that the task changes in other ways.
+      - V(error) refuses the task.
+    type: str
+    choices:
+      - always
+      - on_change_only
+      - error
+    default: always
   wait:
     description:
       - Whether to wait until the servers are where O(state) is meant to lead.
       - For O(state=ready), until a health check has passed since the change, which HAProxy shows
         as C(UP), never as C(UP 1/3). A server without health checks is up at once; one that tracks
         another server is up when that one is. Clients that the server still has are neither cut
-        off nor moved by this.
+        off nor moved by this. A new address, port or check counts as a change too; a check of what
+        was there before proves nothing.
       - For O(state=drain) and O(state=maint), until the server has no streams, no queued requests
         and no connections in use. Idle connections that HAProxy keeps for reuse do not count,
         because nothing new is sent over them. HAProxy 2.2 with C(http-reuse never) counts the
         connections of idle keep-alive clients as in use.
+      - For O(state=maint), HAProxy 3.0 and later are asked to tell by themselves (C(wait …
+        srv-removable)), except through the master's socket, so the wait ends at once.
     type: bool
     default: false
   wait_timeout:
     description:
       - Seconds to wait altogether before O(on_timeout) applies. V(0) looks once.
+      - If neither this nor O(wait_retries) is given, 300 s.
     type: float
-    default: 300.0
   wait_interval:
     description:
       - Seconds between two looks. The first look is taken at once.
       - If not given, 0.05 s at first, growing to 1 s.
     type: float
+  wait_retries:
+    description:
+      - The old module's way to say O(wait_timeout), as a number of looks. The time is this times
+        O(wait_interval), or times 5 s if that is not given. At least 1.
+      - Contradicts O(wait_timeout).
+    type: int
   on_timeout:
     description:
       - What happens when O(wait_timeout) has passed.
       - V(fail) fails and leaves the servers in the new state.
       - V(shutdown_sessions) ends the sessions that are left and goes on; only for O(state=drain)
         and O(state=maint). It fails if they are not gone within 5 s after that.
-      - V(rollback) sets every server that the task has changed back to the state and weight it had,
-        and fails. Where a HAProxy does not allow that any more, the others are set back all the
-        same, and RV(not_undone) tells of it.
+      - V(rollback) sets every server that the task has changed back to the values it had, and
+        fails. Where a HAProxy does not allow that any more, the others are set back all the same.
+        RV(not_undone) tells of that, and of what cannot be set back, as clients that were forgotten.
     type: str
     choices:
       - fail
@@ -144,6 +416,11 @@ options:
       - fail
       - ignore
     default: fail
+  fail_on_not_found:
+    description:
+      - The old module's word for O(missing). V(true) is V(fail), V(false) is V(ignore). If it is not
+        given, O(missing) decides, so an unknown server fails, other than with the old module.
+    type: bool
   return:
     description:
       - Of which servers RV(servers) tells the full state, those that changed, all that are named,
@@ -201,6 +478,30 @@ EXAMPLES = r"""
     wait_timeout: 120
     on_timeout: rollback
   delegate_to: proxy1
+
+- name: Move one server to another address, drain another and slow a third down, in one task
+  clearproxy.haproxy.haproxy_server:
+    backend: app
+    members:
+      - name: web1
+        address: 192.0.2.21
+        port: 8080
+        state: ready
+      - name: web2
+        state: drain
+      - name: web3
+        weight: 50%
+        maxconn: 100
+    wait: true
+
+- name: Drain a server whose clients a stick table would lead back to it, on both proxies
+  clearproxy.haproxy.haproxy_server:
+    socket: [tcp://192.0.2.1:9999, tcp://192.0.2.2:9999]
+    backend: app
+    servers: web1
+    state: drain
+    forget_clients: true
+    wait: true
 
 - name: Send half as much as configured to all canaries
   clearproxy.haproxy.haproxy_server:
@@ -303,6 +604,32 @@ servers:
       description: Whether agent checks are switched on.
       type: bool
       sample: false
+    check_address:
+      description: IP address that health checks go to; V(null) if it is the server's own.
+      type: str
+      sample: null
+    check_port:
+      description: Port that health checks go to; V(0) if it is the server's own, V(null) if HAProxy
+        (2.2) does not tell.
+      type: int
+      sample: 0
+    agent_address:
+      description: IP address that agent checks go to; V(null) if it is the server's own.
+      type: str
+      sample: null
+    agent_port:
+      description: Port that agent checks go to; V(null) if HAProxy (2.2) does not tell.
+      type: int
+      sample: 0
+    ssl:
+      description: Whether connections to it use TLS; V(null) if HAProxy (2.2) does not tell.
+      type: bool
+      sample: false
+    maxconn:
+      description: The most connections to it, V(0) if there is no limit; V(null) if the task does not
+        set O(maxconn).
+      type: int
+      sample: null
     last_change:
       description: Seconds since the server last went up or down.
       type: int
@@ -320,6 +647,60 @@ servers:
       description: Idle connections kept for reuse at the last look, likewise.
       type: int
       sample: 1
+forgotten:
+  description:
+    - How many entries of stick tables were cleared, in check mode would be, with O(forget_clients).
+  returned: when O(forget_clients=true)
+  type: list
+  elements: dict
+  contains:
+    socket:
+      description: Where this HAProxy was asked.
+      type: str
+      sample: /run/haproxy/admin.sock
+    backend:
+      description: Name of the backend.
+      type: str
+      sample: app
+    server:
+      description: Name of the server.
+      type: str
+      sample: web1
+    table:
+      description: Name of the stick table.
+      type: str
+      sample: app
+    entries:
+      description: How many clients it pinned to the server.
+      type: int
+      sample: 12
+pinning:
+  description:
+    - What goes on pinning clients to servers that are taken out. Each is a warning too.
+  returned: when O(forget_clients=true)
+  type: list
+  elements: dict
+  contains:
+    socket:
+      description: Where this HAProxy was asked.
+      type: str
+      sample: /run/haproxy/admin.sock
+    backend:
+      description: Name of the backend.
+      type: str
+      sample: app
+    server:
+      description: Name of the server.
+      type: str
+      sample: web1
+    kind:
+      description: V(cookie), or V(table) for a stick table that no backend owns.
+      type: str
+      sample: cookie
+    name:
+      description: The cookie with its value, or the table.
+      type: str
+      sample: SRV=web1
 waited:
   description: Seconds spent waiting.
   returned: always
@@ -343,6 +724,11 @@ waiting_for:
     reason:
       description: What it was still waiting for.
       type: str
+still_pinned:
+  description: What stick tables still hold, like RV(forgotten).
+  returned: when clients could not be forgotten
+  type: list
+  elements: dict
 undone:
   description: The commands that set servers back.
   returned: when something was undone
@@ -392,26 +778,67 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._argspec import
     clients_from,
     socket_spec,
 )
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._client import Operation, Waiting
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._plan import Desired
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_desired import Desired
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_operation import (
+    Operation,
+    Waiting,
+)
+
+_STATES = ["ready", "drain", "maint", "enabled", "disabled"]
+
+
+def _values() -> dict[str, t.Any]:
+    """What every server may have for itself."""
+    return {
+        "state": {"type": "str", "choices": _STATES},
+        "weight": {"type": "str"},
+        "maxconn": {"type": "int"},
+        "address": {"type": "str"},
+        "port": {"type": "int"},
+        "fqdn": {"type": "str"},
+        "check_address": {"type": "str"},
+        "check_port": {"type": "int"},
+        "agent_address": {"type": "str"},
+        "agent_port": {"type": "int"},
+        "agent_send": {"type": "str"},
+        "ssl": {"type": "bool"},
+        "health_checks": {"type": "str", "choices": ["enabled", "disabled"]},
+        "agent_checks": {"type": "str", "choices": ["enabled", "disabled"]},
+        "force_health": {"type": "str", "choices": ["up", "stopping", "down"]},
+        "force_agent": {"type": "str", "choices": ["up", "down"]},
+        "shutdown_sessions": {"type": "bool"},
+    }
 
 
 def argument_spec() -> dict[str, t.Any]:
     return {
         **socket_spec(),
         "backend": {"type": "str"},
-        "servers": {
+        "servers": {"type": "list", "elements": "str", "aliases": ["server", "host"]},
+        "members": {
             "type": "list",
-            "elements": "str",
-            "required": True,
-            "aliases": ["server", "host"],
+            "elements": "dict",
+            "aliases": ["aggregate"],
+            "options": {
+                "name": {"type": "str", "required": True, "aliases": ["server", "host"]},
+                "backend": {"type": "str"},
+                **_values(),
+            },
         },
-        "state": {"type": "str", "choices": ["ready", "drain", "maint", "enabled", "disabled"]},
-        "weight": {"type": "str"},
+        **_values(),
+        "health": {"type": "bool"},
+        "agent": {"type": "bool"},
+        "forget_clients": {"type": "bool", "default": False},
+        "write_only": {
+            "type": "str",
+            "choices": ["always", "on_change_only", "error"],
+            "default": "always",
+        },
         "wait": {"type": "bool", "default": False},
-        "wait_timeout": {"type": "float", "default": 300.0},
+        "wait_timeout": {"type": "float"},
         "wait_interval": {"type": "float"},
+        "wait_retries": {"type": "int"},
         "on_timeout": {
             "type": "str",
             "choices": ["fail", "shutdown_sessions", "rollback"],
@@ -420,6 +847,7 @@ def argument_spec() -> dict[str, t.Any]:
         "drain_first": {"type": "bool", "default": False, "aliases": ["drain"]},
         "min_ready": {"type": "str"},
         "missing": {"type": "str", "choices": ["fail", "ignore"], "default": "fail"},
+        "fail_on_not_found": {"type": "bool"},
         "return": {"type": "str", "choices": ["changed", "all", "none"], "default": "changed"},
     }
 
@@ -434,12 +862,18 @@ def main() -> None:
             outcome = operation.preview() if module.check_mode else operation.run()
     except Error as exc:
         module.fail_json(msg=str(exc), **{"changed": False, "commands": [], **exc.details})
+    result: dict[str, t.Any] = {}
+    if desired.forget_clients:
+        result = {"forgotten": outcome.forgotten, "pinning": outcome.pinning}
+        for warning in outcome.warnings:
+            module.warn(warning)
     module.exit_json(
         changed=bool(outcome.commands),
         commands=outcome.commands,
         servers=outcome.servers,
         waited=outcome.waited,
         diff={"before": outcome.before, "after": outcome.after},
+        **result,
     )
 
 

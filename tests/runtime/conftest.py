@@ -28,8 +28,10 @@ from harness import (
     BASE,
     REPO,
     VERSIONS,
+    Certificates,
     Haproxy,
     Relay,
+    ask,
     echo_origin,
     free_port,
     http_origin,
@@ -86,34 +88,53 @@ def closed_port() -> Iterator[int]:
 
 @pytest.fixture
 def start_haproxy(
-    binaries: Path, version: str, short_path: Path
+    binaries: Path, version: str, short_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Haproxy]]:
-    """Start HAProxy with the given backends; it is ended by its pid."""
-    running: list[Haproxy] = []
+    """Start HAProxy with the given backends; it is ended by its pid.
 
-    def start(backends: str, *, default: str = "app", mode: str = "http") -> Haproxy:
+    With a master process if asked for, by the test or by its parameter `kind`.
+    """
+    running: list[Haproxy] = []
+    callspec = getattr(request.node, "callspec", None)
+    wanted = callspec is not None and callspec.params.get("kind") == "master"
+
+    def start(
+        backends: str,
+        *,
+        default: str = "app",
+        mode: str = "http",
+        master: bool = wanted,
+        master_level: str = "admin",
+    ) -> Haproxy:
         directory = short_path / f"h{len(running)}"
         directory.mkdir()
+        log = directory / "log"
+        command = [str(binaries / version / "run"), "-db", "-f", str(directory / "haproxy.cfg")]
+        path = directory / "master.sock" if master else None
+        if master:
+            command += ["-W", "-S", f"{path},mode,600,level,{master_level}"]
         for _attempt in range(3):
             port = free_port()
             base = BASE.replace("mode http\n", f"mode {mode}\n")
             config = base.format(directory=directory, port=port, default=default) + backends
             (directory / "haproxy.cfg").write_text(config)
-            log = directory / "log"
             with log.open("wb") as out:
-                process = subprocess.Popen(
-                    [str(binaries / version / "run"), "-db", "-f", str(directory / "haproxy.cfg")],
-                    stdout=out,
-                    stderr=out,
-                )
+                process = subprocess.Popen(command, stdout=out, stderr=out)
             hap = Haproxy(
-                version, directory, directory / "admin.sock", directory / "user.sock", port, process
+                version,
+                directory,
+                directory / "admin.sock",
+                directory / "user.sock",
+                port,
+                process,
+                path,
             )
             running.append(hap)
             end = time.monotonic() + 10
             while process.poll() is None and time.monotonic() < end:
                 with contextlib.suppress(OSError):
-                    if hap.ask("show info").startswith("Name:"):
+                    # The master listens a little later than its worker.
+                    if hap.ask("show info").startswith("Name:") and _answers(path):
                         return hap
                 time.sleep(0.02)
             if "Address already in use" not in log.read_text():
@@ -132,12 +153,23 @@ def start_haproxy(
                 hap.process.wait(5)
 
 
+def _answers(master: Path | None) -> bool:
+    return master is None or "Pid:" in ask(master, "@1 show info\nquit")
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
 @pytest.fixture
-def relay(short_path: Path) -> Iterator[Callable[[Haproxy], Relay]]:
+def relay(short_path: Path, certificates: Certificates) -> Iterator[Callable[..., Relay]]:
     relays: list[Relay] = []
 
-    def make(hap: Haproxy) -> Relay:
-        relays.append(Relay(short_path / f"r{len(relays)}", hap.admin))
+    def make(hap: Haproxy, kind: str = "unix") -> Relay:
+        target = hap.master if kind == "master" else hap.admin
+        assert target is not None, "this HAProxy was started without a master"
+        relays.append(Relay(short_path / f"r{len(relays)}", target, kind, certificates))
         return relays[-1]
 
     yield make

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import http.server
 import importlib
 import io
 import json
 import os
+import re
+import select
+import signal
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,7 +27,11 @@ import typing as t
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).resolve().parent.parent.parent
+# Every combination instead of every pair.
+FULL = os.environ.get("CLEARPROXY_FULL") == "1"
 VERSIONS = os.environ.get("CLEARPROXY_HAPROXY_VERSIONS", "2.2 2.6 3.0 3.2 3.4").split()
 MODULES = "ansible_collections.clearproxy.haproxy.plugins.modules"
 
@@ -107,7 +116,7 @@ def free_port() -> int:
 # --- HAProxy --------------------------------------------------------------------------------
 
 
-def ask(path: Path | str, command: str) -> str:
+def octets(path: Path | str, command: str) -> bytes:
     """HAProxy's reply, by a client that shares no code with the collection's."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(10)
@@ -116,12 +125,19 @@ def ask(path: Path | str, command: str) -> str:
         chunks = []
         while chunk := sock.recv(65536):
             chunks.append(chunk)
-    return b"".join(chunks).decode()
+    return b"".join(chunks)
+
+
+def ask(path: Path | str, command: str) -> str:
+    return octets(path, command).decode()
 
 
 @dataclasses.dataclass
 class Haproxy:
-    """A running HAProxy: `admin` and `user` are its sockets, `port` its frontend's."""
+    """A running HAProxy: `admin` and `user` are its sockets, `port` its frontend's.
+
+    `process` is the master and `master` its socket, if there is one.
+    """
 
     version: str
     directory: Path
@@ -129,6 +145,7 @@ class Haproxy:
     user: Path
     port: int
     process: subprocess.Popen[bytes]
+    master: Path | None = None
 
     def ask(self, command: str) -> str:
         return ask(self.admin, command)
@@ -163,10 +180,28 @@ class Haproxy:
             assert time.monotonic() < end, "it did not happen in time"
             time.sleep(0.02)
 
+    @property
+    def worker(self) -> int:
+        """The process id of whoever answers."""
+        return int(re.findall(r"^Pid: ([0-9]+)$", self.ask("show info"), re.M)[0])
+
     def until_up(self, *labels: str) -> None:
         for label in labels:
             backend, server = label.split("/")
             self.until(lambda b=backend, s=server: self.status(b, s) == "UP")  # type: ignore[misc]
+
+
+def reload(hap: Haproxy) -> None:
+    """Have the master replace its worker; returns when the new one answers."""
+    before = hap.worker
+    hap.process.send_signal(signal.SIGUSR2)
+
+    def another() -> bool:
+        with contextlib.suppress(OSError, IndexError):
+            return hap.worker != before
+        return False
+
+    hap.until(another)
 
 
 BASE = """\
@@ -192,17 +227,47 @@ frontend front
 # --- what goes over the wire ----------------------------------------------------------------
 
 
-class Relay:
-    """A socket before HAProxy's that lets everything pass and records what clients sent."""
+# Refused for its missing value, in every version; tells whether there is such a frontend.
+_INCOMPLETE = re.compile(r"set maxconn frontend \S+")
 
-    def __init__(self, path: Path, target: Path) -> None:
+
+class Relay:
+    """A socket before HAProxy's that lets everything pass and records what clients sent.
+
+    `kind` is what the client meets: unix, tcp, tls (which demands a client's certificate), or
+    master, which is HAProxy's own master socket behind a unix socket.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        target: Path,
+        kind: str = "unix",
+        certificates: Certificates | None = None,
+    ) -> None:
         self.path = path
+        # What a module's option `socket` takes, and what other options it needs then.
+        self.address = f"master://{path}" if kind == "master" else str(path)
+        self.options: dict[str, str] = {}
+        self._context: ssl.SSLContext | None = None
         self._target = target
         self._seen = bytearray()
+        # Called with what a client sent, before it is passed on.
+        self.meanwhile: Callable[[bytes], None] = lambda data: None
         self.connections = 0
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen(16)
+        # Why connections broke off; a client or HAProxy that closes its own is no news.
+        self.broken: list[OSError] = []
+        if kind in ("tcp", "tls"):
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.address = f"{kind}://127.0.0.1:{self._listener.getsockname()[1]}"
+        else:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(path))
+            self._listener.listen(16)
+        if kind == "tls":
+            assert certificates is not None
+            self.options = certificates.options
+            self._context = certificates.server_context()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -212,36 +277,157 @@ class Relay:
             except OSError:
                 return
             self.connections += 1
-            upstream = socket.socket(socket.AF_UNIX)
-            upstream.connect(str(self._target))
-            for source, sink, record in ((client, upstream, True), (upstream, client, False)):
-                threading.Thread(
-                    target=self._pump, args=(source, sink, record), daemon=True
-                ).start()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, record: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if record:
-                    self._seen += data
-                sink.sendall(data)
-        for sock in (sink, source):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as upstream:
+            try:
+                upstream.connect(str(self._target))
+                if self._context is None:
+                    self._pump(client, upstream)
+                else:
+                    client.settimeout(10)
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    with self._context.wrap_socket(client, server_side=True) as secured:
+                        self._pump(secured, upstream)
+            except OSError as exc:
+                self.broken.append(exc)
+
+    def _pump(self, client: socket.socket, upstream: socket.socket) -> None:
+        """Both ways in one thread: an SSLSocket must not be read and written at the same time."""
+        waiting = {client: bytearray(), upstream: bytearray()}
+        ended = False
+        for sock in waiting:
+            sock.setblocking(False)
+        while not ended or any(waiting.values()):
+            full = [sock for sock, data in waiting.items() if data]
+            can_read, can_write, _x = select.select([] if ended else [*waiting], full, [])
+            for source, sink in ((client, upstream), (upstream, client)):
+                if source in can_read:
+                    with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+                        # A record of TLS has 16 KiB at most, so nothing stays behind.
+                        data = source.recv(262144)
+                        ended = ended or not data
+                        waiting[sink] += data
+                        if source is client:
+                            self._seen += data
+                            self.meanwhile(data)
+            for sock in can_write:
+                with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError):
+                    del waiting[sock][: sock.send(waiting[sock])]
 
     def commands(self) -> list[str]:
-        """Every line since the last call."""
+        """Every line since the last call, as a worker gets it."""
         lines = bytes(self._seen).decode().split("\n")
         self._seen.clear()
-        return [line for line in lines if line]
+        return [line for line, _payload in _without_master(lines)]
 
     def changes(self) -> list[str]:
-        """The lines since the last call that may change something."""
-        harmless = ("show ", "prompt", "set timeout cli ", "get ", "quit")
-        return [line for line in self.commands() if not line.startswith(harmless)]
+        """The lines since the last call that may change something; payloads with their command."""
+        lines = bytes(self._seen).decode().split("\n")
+        self._seen.clear()
+        return [line for line, payload in _without_master(lines) if payload or is_change(line)]
 
     def close(self) -> None:
         self._listener.close()
+
+
+def is_change(line: str) -> bool:
+    """Whether a line may change something."""
+    harmless = (
+        "show ",
+        "prompt",
+        "set timeout cli ",
+        "set severity-output ",
+        "get ",
+        "quit",
+        "wait ",
+        "help",
+        "@",
+    )
+    return not (line.startswith(harmless) or _INCOMPLETE.fullmatch(line))
+
+
+def _without_master(lines: list[str]) -> Iterator[tuple[str, bool]]:
+    """Each line that is not empty, without the master's `@1`, and whether it is a payload's."""
+    payload = False
+    for line in lines:
+        if payload:
+            payload = bool(line)
+            if line:
+                yield line, True
+        else:
+            text = re.sub(r"^@+!?[0-9]+ ?", "", line)
+            payload = text.endswith("<<")
+            if text:
+                yield text, False
+
+
+# --- certificates ---------------------------------------------------------------------------
+
+
+class Certificates:
+    """An authority and what it signs, made by the openssl command when first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @functools.cached_property
+    def ca(self) -> Path:
+        """The authority that servers and clients are checked against."""
+        return self.authority("ca")
+
+    @functools.cached_property
+    def options(self) -> dict[str, str]:
+        """Module options for a socket that wants a client's certificate."""
+        cert, key = self.issue("client")
+        return {"client_cert": str(cert), "client_key": str(key), "ca_path": str(self.ca)}
+
+    def authority(self, name: str) -> Path:
+        """Another authority's certificate; its key lies beside it."""
+        path = self.directory / f"{name}.crt"
+        self._openssl(
+            *f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name}"
+            f" -days 30 -keyout {path.with_suffix('.key')} -out {path}".split()
+        )
+        return path
+
+    def issue(
+        self, name: str, *, names: str = "", days: int = 30, authority: Path | None = None
+    ) -> tuple[Path, Path]:
+        """A certificate and its key. `names` are alternative ones, as `IP:127.0.0.1,DNS:lb1`."""
+        signer = authority or self.ca
+        path, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
+        request, more = self.directory / f"{name}.csr", self.directory / f"{name}.ext"
+        more.write_text(f"subjectAltName={names}\n" if names else "")
+        self._openssl(
+            *"req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+            f" -subj /CN={name} -keyout {key} -out {request}".split()
+        )
+        self._openssl(
+            *f"x509 -req -in {request} -CA {signer} -CAkey {signer.with_suffix('.key')}"
+            f" -CAcreateserial -days {days} -extfile {more} -out {path}".split()
+        )
+        return path, key
+
+    @functools.cached_property
+    def server(self) -> Path:
+        """A server's certificate for 127.0.0.1 and localhost and its key in one file."""
+        cert, key = self.issue("server", names="IP:127.0.0.1,DNS:localhost")
+        both = self.directory / "server.pem"
+        both.write_text(cert.read_text() + key.read_text())
+        return both
+
+    def server_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.server)
+        context.load_verify_locations(self.ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _openssl(self, *args: str) -> None:
+        done = subprocess.run(["openssl", *args], capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr.decode()
 
 
 # --- running modules ------------------------------------------------------------------------
@@ -295,3 +481,65 @@ def run_module_process(
     )
     seconds = float(done.stderr.strip().splitlines()[-1])
     return json.loads(done.stdout), done.stderr, seconds
+
+
+# --- check, do, check, do -------------------------------------------------------------------
+
+KINDS = ("unix", "tcp", "tls", "master")
+
+
+def cells(cases: t.Iterable[str]) -> t.Any:
+    """Parametrize a test with case, version and kind of socket: pairwise, or with --full all.
+
+    With at least as many cases and versions as kinds, going through the kinds diagonally meets
+    every pair of (case, version), (case, kind) and (version, kind).
+    """
+    found = []
+    for number, case in enumerate(cases):
+        for offset, version in enumerate(VERSIONS):
+            kinds = KINDS if FULL else (KINDS[(number + offset) % len(KINDS)],)
+            found += [
+                pytest.param(case, version, kind, id=f"{case}-{version}-{kind}") for kind in kinds
+            ]
+    return pytest.mark.parametrize(("case", "version", "kind"), found)
+
+
+def four_steps(
+    module: str,
+    args: dict[str, t.Any],
+    wire: Relay,
+    *,
+    commands: list[str] | None = None,
+    sent: list[str] | None = None,
+    always: bool = False,
+) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
+    """Check mode, real run, check mode, real run; what check mode and the real run returned.
+
+    `commands` are those that the module should return and, unless `sent` says otherwise (payloads,
+    replies that decide on later commands), the lines that go over the wire. `always`: for what
+    cannot be read back, the second run sends the same again.
+    """
+    full = {"socket": wire.address, **wire.options, **args}
+    wire.commands()
+    check = run_module(module, full, check=True)
+    assert not check.get("failed"), (check, wire.broken)
+    assert wire.changes() == []
+    assert check["changed"] is True, check
+    done = run_module(module, full)
+    assert not done.get("failed"), done
+    changes = wire.changes()
+    assert done["changed"] is True
+    if commands is not None:
+        assert check["commands"] == done["commands"] == commands
+        assert changes == (commands if sent is None else sent)
+    assert changes
+    assert done["diff"] == check["diff"]
+    again = run_module(module, full, check=True), run_module(module, full)
+    for result in again:
+        assert not result.get("failed"), result
+        assert result["changed"] is always
+        if not always:
+            assert result["commands"] == []
+            assert result["diff"]["before"] == result["diff"]["after"]
+    assert wire.changes() == (changes if always else [])
+    return check, done

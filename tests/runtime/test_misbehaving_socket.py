@@ -1,14 +1,15 @@
 # Copyright (c) 2026, the clearproxy.haproxy contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""haproxy_server against sockets that do anything but behave: one sentence, inside the deadline.
+"""Sockets that do anything but behave: one sentence, inside the deadline.
 
-The module runs in a process of its own, so a hang or a traceback is seen as what it is.
+haproxy_server runs in a process of its own, so a hang or a traceback is seen as what it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -16,8 +17,20 @@ import typing as t
 from collections.abc import Iterator
 from pathlib import Path
 
+import every_module
 import pytest
-from harness import run_module, run_module_process
+from harness import (
+    FULL,
+    VERSIONS,
+    Certificates,
+    Haproxy,
+    Relay,
+    free_port,
+    is_change,
+    reload,
+    run_module,
+    run_module_process,
+)
 
 TIMEOUT = 0.8
 Behaviour = t.Callable[[socket.socket], None]
@@ -186,7 +199,7 @@ def args(path: Path | str, **more: t.Any) -> dict[str, t.Any]:
 
 def assert_one_sentence(result: dict[str, t.Any], stderr: str, words: list[str]) -> None:
     assert result["failed"] is True
-    assert result["changed"] is False
+    assert result.get("changed", False) is False
     assert "exception" not in result
     assert "Traceback" not in stderr
     assert "\n" not in result["msg"]
@@ -325,3 +338,193 @@ def test_refusal_stops_the_batch(short_path: Path) -> None:
     assert "No such server." in result["msg"]
     assert 1 <= len(result["refused"]) <= 256
     assert len(result["refused"]) + len(result["not_sent"]) == 900
+
+
+# --- every module ---------------------------------------------------------------------------
+
+# Modules whose work is to pass on what HAProxy says, whatever that is.
+SHOW = {"haproxy_command", "haproxy_info"}
+SHORT = 0.3
+INFO = (
+    "Name: HAProxy\nVersion: 3.2.26-1\nNbthread: 2\nPid: 4\nUptime: 0d 0h01m00s\nUptime_sec: 60\n"
+    "Maxconn: 200\nHard_maxconn: 200\nStopping: 0\n"
+)
+
+
+def tls_hello(sock: socket.socket) -> None:
+    sock.recv(100)
+    # The alert with which TLS answers what is no TLS.
+    sock.sendall(b"\x15\x03\x01\x00\x02\x02\x16")
+
+
+def stream(sock: socket.socket) -> None:
+    """Never a prompt, and never a pause."""
+    with contextlib.suppress(OSError):
+        while True:
+            sock.sendall(b"x" * 4096 + b"\n")
+            time.sleep(0.001)
+
+
+def half_a_letter(sock: socket.socket) -> None:
+    sock.sendall("é".encode()[:1])
+
+
+def afterwards(reply: t.Any) -> Behaviour:
+    """HAProxy as far as a task's first questions go."""
+    known = {"prompt": b"\n> ", "show cli level": b"admin\n\n> "}
+    known["show info"] = INFO.encode() + b"\n> "
+    known["set severity-output"] = b"\n> "
+    return lambda sock: talk(sock, {**known, "": reply})
+
+
+FROM_THE_START: dict[str, tuple[Behaviour, str]] = {
+    "silent": (silent, "did not answer"),
+    "closing": (closing, "closed the connection"),
+    "an SSH server": (other_protocol, "does not speak HAProxy's runtime API"),
+    "a web server": (http, "does not speak HAProxy's runtime API"),
+    "a TLS server": (tls_hello, "does not speak HAProxy's runtime API"),
+    "binary": (binary, "does not speak HAProxy's runtime API"),
+    "a stream": (stream, "does not speak HAProxy's runtime API"),
+}
+AFTERWARDS: dict[str, tuple[t.Any, str]] = {
+    "silent": (silent, "did not answer"),
+    "dripping": (drip, "bytes of its reply"),
+    "cut": (cut, "in the middle of its reply"),
+    "closing": (lambda sock: None, "closed the connection"),
+    "a stream": (stream, "bytes of its reply"),
+    "half a letter": (half_a_letter, "in the middle of its reply"),
+}
+# Answers that end as HAProxy's do, so that a task has to make sense of them.
+NONSENSE: dict[str, bytes] = {
+    "binary": b"\xff\xfe\x00garbage\r\n\n> ",
+    "half a letter": b"\xc3\n> ",
+    "words": b"I beg your pardon?\n\n> ",
+    "unknown": b"Unknown command: 'show', but maybe one of the following ones is better:\n\n> ",
+    "denied": b"Permission denied\n\n> ",
+    "a web page": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello\n> ",
+    "a header alone": b"# be_id be_name\n\n> ",
+    "numbers": b"1\n2 3 4 5\n6\n\n> ",
+    "control characters": b"\x1b[31m\x07\x9b\x85\xe2\x80\xa8\n\n> ",
+    "too many": b"a\n> b\n> c\n> ",
+}
+
+
+def least(module: str, directory: Path, certificates: Certificates) -> dict[str, t.Any]:
+    return every_module.scene(directory, certificates).arguments(module)
+
+
+def seconds_of(start: float, limit: float) -> None:
+    assert time.monotonic() - start < limit
+
+
+@pytest.mark.parametrize("case", FROM_THE_START)
+@pytest.mark.parametrize("module", every_module.NAMES)
+def test_every_module_from_the_start(
+    short_path: Path, certificates: Certificates, module: str, case: str
+) -> None:
+    behaviour, words = FROM_THE_START[case]
+    path = short_path / "sock"
+    given = {**least(module, short_path, certificates), "socket": [str(path)], "timeout": SHORT}
+    with listening(path, behaviour):
+        start = time.monotonic()
+        result = run_module(module, given)
+        seconds_of(start, SHORT + 1)
+    assert_one_sentence(result, "", [words, str(path)])
+
+
+@pytest.mark.parametrize("case", AFTERWARDS)
+@pytest.mark.parametrize("module", every_module.NAMES)
+def test_every_module_afterwards(
+    short_path: Path, certificates: Certificates, module: str, case: str
+) -> None:
+    reply, words = AFTERWARDS[case]
+    path = short_path / "sock"
+    given = {**least(module, short_path, certificates), "socket": [str(path)], "timeout": SHORT}
+    with listening(path, afterwards(reply)):
+        start = time.monotonic()
+        result = run_module(module, given)
+        seconds_of(start, 2 * SHORT + 1)
+    assert_one_sentence(result, "", [words, str(path)])
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+@pytest.mark.parametrize("module", every_module.NAMES)
+def test_every_module_and_nonsense(
+    short_path: Path, certificates: Certificates, module: str, case: str
+) -> None:
+    """Nobody who talks nonsense is believed to have changed anything."""
+    path = short_path / "sock"
+    given = {**least(module, short_path, certificates), "socket": [str(path)], "timeout": SHORT}
+    with listening(path, afterwards(NONSENSE[case])):
+        start = time.monotonic()
+        result = run_module(module, given)
+        seconds_of(start, 4)
+    if module not in SHOW or result.get("failed"):
+        assert_one_sentence(result, "", [])
+
+
+def stopped(pid: int) -> bool:
+    states = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(text.rpartition(")")[2].split()[0] == "T" for text in states)
+
+
+CELLS = [
+    pytest.param(module, version, id=f"{module}-{version}")
+    for number, module in enumerate(every_module.NAMES)
+    for offset, version in enumerate(VERSIONS)
+    if FULL or offset == number % len(VERSIONS)
+]
+
+
+@pytest.mark.parametrize("event", ["killed", "stuck", "reloaded"])
+@pytest.mark.parametrize(("module", "version"), CELLS)
+def test_every_module_at_its_first_change(
+    start_haproxy: t.Callable[..., Haproxy],
+    relay: t.Callable[..., Relay],
+    short_path: Path,
+    certificates: Certificates,
+    module: str,
+    version: str,
+    event: str,
+) -> None:
+    """A real HAProxy that dies, hangs or is replaced just as the first changing command arrives."""
+    scene = every_module.scene(short_path, certificates)
+    hap = start_haproxy(scene.config(free_port()), master=event == "reloaded")
+    wire = relay(hap)
+    happened: list[bytes] = []
+
+    def meanwhile(data: bytes) -> None:
+        changes = [line for line in data.split(b"\n") if line and is_change(line.decode())]
+        if changes and not happened:
+            happened.extend(changes)
+            if event == "killed":
+                hap.process.kill()
+                hap.process.wait(5)
+            elif event == "stuck":
+                hap.process.send_signal(signal.SIGSTOP)
+                # The process goes on until each of its threads has noticed.
+                hap.until(lambda: stopped(hap.process.pid))
+            else:
+                reload(hap)
+
+    wire.meanwhile = meanwhile
+    start = time.monotonic()
+    result = run_module(
+        module, {**scene.arguments(module), "socket": [wire.address], "timeout": SHORT * 2}
+    )
+    seconds_of(start, 6)
+    if module == "haproxy_info":
+        assert not happened
+        return
+    assert happened
+    assert result["failed"] is True, result
+    assert "exception" not in result
+    assert "\n" not in result["msg"]
+    assert result["changed"] is bool(result["commands"])
+    if event == "reloaded":
+        # The escape hatch passes on what the old process says.
+        assert ("refused" if module in SHOW else "reloaded") in result["msg"]
+    else:
+        assert str(wire.path) in result["msg"]
+        assert result["commands"] == []
+        assert len(result["unknown"]) >= 1

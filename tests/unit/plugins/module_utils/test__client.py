@@ -1,314 +1,140 @@
 # Copyright (c) 2026, the clearproxy.haproxy contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How plans are run: against a strict fake that refuses what HAProxy refuses.
-
-What real HAProxy processes make of it is in tests/runtime.
-"""
+"""What a client makes of replies, of closed connections and of versions."""
 
 from __future__ import annotations
 
-import contextlib
-import re
+import time
 import typing as t
 
 import pytest
 
-from ansible_collections.clearproxy.haproxy.plugins.module_utils import _client, _plan
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _transport
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._client import Client
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._command import Command, Step
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import (
-    CommandError,
-    Error,
-    FloorError,
-    InputError,
     LevelError,
     NotFoundError,
     SocketError,
-    WaitError,
-)
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._transport import (
-    encode_line,
-    parse_address,
-)
-
-COLUMNS = (
-    "be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight "
-    "srv_time_since_last_change srv_check_status srv_check_result srv_check_health "
-    "srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord"
+    VersionError,
 )
 
 
-class FakeHaproxy:
-    """A connection to an in-memory HAProxy; anything it does not know is a failed test."""
+class Scripted:
+    """A connection that answers from a table; an exception in it is raised once."""
 
-    def __init__(self, *names: str, level: str = "admin") -> None:
-        self.address = parse_address("/run/fake.sock")
-        self.timeout = 1.0
-        self.level = level
-        self.admin = dict.fromkeys(names, 0)
-        self.weight = dict.fromkeys(names, 10)
-        self.streams = dict.fromkeys(names, 0)
-        self.sent: list[str] = []
-        # Called before each command, for what happens meanwhile.
-        self.meanwhile: t.Callable[[str], None] = lambda command: None
-        self.refuse: str | None = None
-        self.stopping = False
-        self.version = "3.2.26"
-        self.fall = 3
-        # What the health counter reads at each look; the last one stays. None: no checks.
-        self.health: list[int] | None = None
-        self.held: set[str] = set()
+    def __init__(self, answers: dict[str, t.Any], *, address: str = "/run/a.sock") -> None:
+        self.address = _transport.parse_address(address)
+        self.timeout = 2.0
+        self.began = time.monotonic()
+        self.answers = answers
+        self.asked: list[str] = []
 
     def close(self) -> None:
         pass
 
-    def exchange(
-        self, commands: list[str], *, accept: t.Callable[[str, str], bool] | None = None
-    ) -> list[str]:
-        for command in commands:
-            encode_line(command)
+    def exchange(self, commands: t.Sequence[str | Command], **more: t.Any) -> list[str]:
         replies = []
-        for command in commands:
-            self.meanwhile(command)
-            self.sent.append(command)
-            replies.append(self._reply(command))
-            if accept is not None and not accept(command, replies[-1]):
-                break
+        for item in commands:
+            text = item if isinstance(item, str) else item.text
+            self.asked.append(text)
+            answer = self.answers[text]
+            if isinstance(answer, list):
+                answer = answer.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            replies.append(answer)
         return replies
 
-    @property
-    def changes(self) -> list[str]:
-        return [command for command in self.sent if not command.startswith("show ")]
 
-    def _reply(self, command: str) -> str:
-        if command == "show cli level":
-            return f"{self.level}\n"
-        if command == "show info":
-            return f"Name: HAProxy\nVersion: {self.version}\nStopping: {int(self.stopping)}\n"
-        if command == "show backend":
-            return "# name\napp\n"
-        if re.match(r"show servers state (?!app$)", command):
-            return "Can't find backend.\n"
-        if command.startswith("show servers state"):
-            looks = self.health or [0]
-            health = looks.pop(0) if len(looks) > 1 else looks[0]
-            state = 0 if self.health is None else 6
-            rows = [
-                f"3 app {n} {name} 192.0.2.1 {3 if name in self.held else 2} {self.admin[name]} "
-                f"{self.weight[name]} 10 5 0 0 {health} {state} 0 0 0 - 80 -"
-                for n, name in enumerate(self.admin, 1)
-            ]
-            return "\n".join(["1", f"# {COLUMNS}", *rows, ""])
-        if command in ("show stat #3 4 -1", "show stat #3 2 -1"):
-            rows = [f"app,{name},{self.streams[name]},0,2,,,2,{self.fall}" for name in self.admin]
-            rows.append("app,BACKEND,0,0,1,,roundrobin,,")
-            return (
-                "# pxname,svname,scur,qcur,type,tracked,algo,check_rise,check_fall\n"
-                + "\n".join(rows)
-                + "\n"
-            )
-        if command == "show servers conn app":
-            rows = [f"app/{name} {self.streams[name]} 0" for name in self.admin]
-            return "# bkname/svname used_cur idle_cur\n" + "\n".join(rows) + "\n"
-        match = re.fullmatch(
-            r"(?:set|shutdown sessions) server app/(\w+)(?: (\w+) (\S+))?", command
-        )
-        assert match, f"HAProxy would not understand {command!r}"
-        name, what, value = match.groups()
-        if self.level != "admin":
-            return "Permission denied\n"
-        if self.refuse is not None and self.refuse in command:
-            return "Proxy is disabled.\n"
-        if what is None:
-            self.streams[name] = 0
-        elif what == "state":
-            self.admin[name] = {"ready": 0, "drain": 8, "maint": 1}[value]
-        elif what == "health":
-            assert value == "stopping"
-            self.held.add(name)
-        else:
-            assert what == "weight"
-            self.weight[name] = int(value)
-        return ""
+def client(answers: dict[str, t.Any], **more: t.Any) -> tuple[Client, Scripted]:
+    connection = Scripted(answers, **more)
+    return Client(t.cast("t.Any", connection)), connection
 
 
-def operation(fake: FakeHaproxy, **params: t.Any) -> _client.Operation:
-    full: dict[str, t.Any] = {
-        "servers": ["*"],
-        "backend": "app",
-        "state": None,
-        "weight": None,
-        "missing": "fail",
-        "min_ready": None,
-        "drain_first": False,
-        "wait": False,
-        "on_timeout": "fail",
-        "wait_timeout": 0.1,
-        "wait_interval": None,
-        **params,
-    }
-    client = _client.Client(t.cast("t.Any", fake))
-    desired = _plan.Desired.from_params(full)
-    return _client.Operation([client], desired, _client.Waiting.from_params(full), "all")
+def closed() -> _transport.ClosedIdle:
+    return _transport.ClosedIdle("closed", socket="/run/a.sock")
 
 
-def test_apply_and_again() -> None:
-    fake = FakeHaproxy("a", "b")
-    outcome = operation(fake, state="drain", weight="5").run()
-    assert outcome.commands == fake.changes
-    assert len(fake.changes) == 4
-    assert outcome.after["app/a"] == {"state": "drain", "weight": 5}
-    fake.sent.clear()
-    assert operation(fake, state="drain", weight="50%").run().commands == []
-    assert fake.changes == []
+def test_an_idle_connection_may_be_closed_by_the_same_process() -> None:
+    one, wire = client({"show b": [closed(), "b"], "show info": "Uptime_sec: 100\n"})
+    assert one.read("show b") == "b"
+    assert wire.asked == ["show b", "show info", "show b"]
 
 
-def test_preview_sends_nothing_and_predicts() -> None:
-    fake = FakeHaproxy("a", "b")
-    preview = operation(fake, state="maint").preview()
-    assert fake.changes == []
-    done = operation(fake, state="maint").run()
-    assert (preview.commands, preview.before, preview.after) == (
-        done.commands,
-        done.before,
-        done.after,
-    )
-
-
-def test_reads() -> None:
-    fake = FakeHaproxy("a")
-    operation(fake, state="ready").run()
-    assert fake.sent == ["show cli level", "show servers state app"]
-
-
-@pytest.mark.parametrize("level", ["user", "operator"])
-def test_level(level: str) -> None:
-    fake = FakeHaproxy("a", level=level)
-    with pytest.raises(LevelError, match=rf"level {level}.*'level admin'"):
-        operation(fake, state="drain")
-    assert fake.sent == ["show cli level"]
-
-
-def test_unknown_backend() -> None:
-    fake = FakeHaproxy("a")
-    with pytest.raises(NotFoundError, match="no backend 'ap'; there is app"):
-        operation(fake, backend="ap", state="drain")
-    assert operation(fake, backend="ap", state="drain", missing="ignore").run().commands == []
-
-
-def test_refusal_names_the_command_and_what_was_done() -> None:
-    fake = FakeHaproxy("a", "b", "c")
-    fake.refuse = "app/b "
-    with pytest.raises(CommandError, match="refused 'set server app/b state drain'") as caught:
-        operation(fake, state="drain").run()
-    details = caught.value.details
-    assert details["applied"] == details["commands"] == ["set server app/a state drain"]
-    assert details["not_sent"] == ["set server app/c state drain"]
-    assert details["changed"] is True
-
-
-def test_what_was_accepted_but_did_not_happen() -> None:
-    fake = FakeHaproxy("a")
-
-    def agent(command: str) -> None:
-        if "set server" not in command and fake.changes:
-            fake.admin["a"] = 0
-
-    fake.meanwhile = agent
-    with pytest.raises(Error, match=r"app/a at .* has state ready although"):
-        operation(fake, state="drain").run()
-
-
-def test_the_old_process_is_not_believed() -> None:
-    fake = FakeHaproxy("a")
-    fake.stopping = True
+def test_another_process_is_another_state() -> None:
+    one, wire = client({"show b": [closed(), "b"], "show info": "Uptime_sec: 3\n"})
+    wire.began -= 10
     with pytest.raises(SocketError, match="reloaded"):
-        operation(fake, state="drain").run()
+        one.read("show b")
+    assert wire.asked == ["show b", "show info"]
 
 
-def test_wait_timeout() -> None:
-    fake = FakeHaproxy("a", "b")
-    fake.streams["b"] = 2
-    with pytest.raises(WaitError, match="app/b still has 2 streams") as caught:
-        operation(fake, state="drain", wait=True).run()
-    assert [entry["server"] for entry in caught.value.details["waiting_for"]] == ["b"]
-    assert fake.admin == {"a": 8, "b": 8}
-
-
-@pytest.mark.parametrize(
-    ("version", "fall", "looks", "more"),
-    [
-        # The counter says rise (2) right behind the command, and is full (4) after a check.
-        ("3.2.26", 3, [2, 2, 4], []),
-        # Full at once: a check has passed before the look or, since 3.1, init-state fully-up.
-        ("3.2.26", 3, [4], ["health stopping"]),
-        ("3.0.11", 3, [4], []),
-        ("2.6.12", 1, [2], ["health stopping"]),
-    ],
-)
-def test_ready_is_proven(version: str, fall: int, looks: list[int], more: list[str]) -> None:
-    fake = FakeHaproxy("a")
-    fake.admin["a"] = 1
-    fake.version, fake.fall = version, fall
-    # The first look is the one that plans.
-    fake.health = [0, *looks]
-    with contextlib.suppress(WaitError):
-        operation(fake, state="ready", wait=True, wait_timeout=0.2).run()
-    expected = ["state ready", *more]
-    assert fake.changes == [f"set server app/a {command}" for command in expected]
-
-
-def test_rollback() -> None:
-    fake = FakeHaproxy("a", "b")
-    fake.streams["b"] = 2
-    fake.admin["a"] = 1
-    with pytest.raises(WaitError, match="set back"):
-        operation(fake, state="drain", weight="0", wait=True, on_timeout="rollback").run()
-    assert fake.admin == {"a": 1, "b": 0}
-    assert fake.weight == {"a": 10, "b": 10}
-
-
-def test_shutdown_sessions() -> None:
-    fake = FakeHaproxy("a", "b")
-    fake.streams["b"] = 2
-    outcome = operation(fake, state="maint", wait=True, on_timeout="shutdown_sessions").run()
-    assert outcome.commands[-1] == "shutdown sessions server app/b"
-    assert "shutdown sessions server app/a" not in outcome.commands
-
-
-def test_drain_first_stops_before_maintenance() -> None:
-    fake = FakeHaproxy("a", "b")
-    fake.streams["b"] = 2
-    with pytest.raises(WaitError, match="not put into maint"):
-        operation(fake, state="maint", drain_first=True).run()
-    assert fake.admin == {"a": 8, "b": 8}
-    fake.streams["b"] = 0
-    operation(fake, state="maint", drain_first=True).run()
-    assert fake.admin == {"a": 1, "b": 1}
-
-
-def test_floor_undone_when_somebody_else_was_quicker() -> None:
-    fake = FakeHaproxy("a", "b", "c")
-
-    def rival(command: str) -> None:
-        if command == "set server app/a state drain":
-            fake.admin["b"] = 8
-
-    fake.meanwhile = rival
-    with pytest.raises(FloorError, match="set back"):
-        operation(fake, servers=["a"], state="drain", min_ready="2").run()
-    assert fake.admin == {"a": 0, "b": 8, "c": 0}
+def test_nobody_there_any_more() -> None:
+    one, _wire = client({"show b": closed(), "show info": SocketError("gone")})
+    with pytest.raises(_transport.ClosedIdle, match="closed"):
+        one.read("show b")
 
 
 @pytest.mark.parametrize(
-    "params",
+    ("level", "needed", "enough"),
     [
-        {"wait_timeout": -1.0},
-        {"wait_timeout": float("nan")},
-        {"wait_timeout": float("inf")},
-        {"wait_interval": 0.0},
-        {"wait_interval": float("nan")},
+        ("admin", "admin", True),
+        ("admin", "user", True),
+        ("operator", "operator", True),
+        ("operator", "admin", False),
+        ("user", "operator", False),
+        ("Permission denied", "operator", False),
+        ("Permission denied", "user", True),
     ],
 )
-def test_bad_waiting(params: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=next(iter(params))):
-        _client.Waiting.from_params({"wait_timeout": 1.0, "wait_interval": None, **params})
+def test_levels(level: str, needed: str, enough: bool) -> None:
+    one, _wire = client({"show cli level": f"{level}\n"})
+    if enough:
+        one.require_level(needed)
+    else:
+        with pytest.raises(LevelError, match=f"needs level {needed}"):
+            one.require_level(needed)
+
+
+def test_versions() -> None:
+    one, wire = client({"show info": "Name: HAProxy\nVersion: 3.2.26-1\n"})
+    assert one.version == (3, 2)
+    one.require_version((3, 0), "wait")
+    with pytest.raises(VersionError, match=r"version 3\.2; add backend exists since HAProxy 3\.4"):
+        one.require_version((3, 4), "add backend")
+    assert wire.asked == ["show info"]
+    assert one.payload_limit == 15 * 1024
+    newer, _wire = client({"show info": "Version: 3.4.7\n"})
+    assert newer.payload_limit == 120 * 1024
+
+
+def test_unknown_backends_are_named() -> None:
+    answers = {
+        "show servers state ap": "Can't find backend.\n",
+        "show backend": "# name\napp\nweb\n",
+    }
+    one, _wire = client(answers)
+    with pytest.raises(NotFoundError, match="no backend 'ap'; there is app"):
+        one.servers("ap")
+
+
+def test_what_broke_off_is_accounted_for() -> None:
+    steps = [Step(n, f"set {n}") for n in range(6)]
+    cause = SocketError("cut", socket="/run/a.sock")
+    broken = _transport.BrokenOff(cause, ["", ""], 4)
+    one, wire = client({})
+    wire.exchange = lambda *args, **more: (_ for _ in ()).throw(broken)  # type: ignore[method-assign]
+    with pytest.raises(
+        SocketError, match="2 were carried out, 2 have an unknown outcome, 2 were"
+    ) as caught:
+        one.apply(steps)
+    assert caught.value.details["applied"] == one.applied == ["set 0", "set 1"]
+    assert caught.value.details["unknown"] == ["set 2", "set 3"]
+    assert caught.value.details["not_sent"] == ["set 4", "set 5"]
+
+
+def test_the_master() -> None:
+    assert client({}, address="master:///run/m.sock")[0].is_master is True
+    assert client({})[0].is_master is False

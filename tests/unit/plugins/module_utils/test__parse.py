@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _parse
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import ParseError
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._model import Traffic
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_model import Traffic
 
 # Transcripts of real processes, each of the same configuration in the same state.
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -39,6 +39,10 @@ def test_servers_state(version: str) -> None:
     assert (web1.state, web1.weight, web1.initial_weight) == ("ready", 5, 10)
     assert (web1.address, web1.port, web1.fqdn) == ("127.0.0.1", 8080, None)
     assert (web1.operational, web1.health_checks, web1.agent_checks) == ("running", True, False)
+    newer = (web1.ssl, web1.check_port, web1.agent_port)
+    assert newer == ((None,) * 3 if version == "2.2" else (False, 0, 0))
+    assert (web1.check_address, web1.agent_address, web1.srv_record) == (None, None, None)
+    assert web1.maxconn is None
     assert web1.usable
     assert servers["app/web2"].state == "drain"
     assert not servers["app/web2"].usable
@@ -77,6 +81,41 @@ def test_the_other_replies(version: str) -> None:
     assert _parse.uptime("Uptime: 0d 0h02m03s\nUptime_sec: 123\n") == 123
     assert not _parse.stopping("Stopping: 0\n")
     assert _parse.stopping("Version: 2.2\nStopping: 1\n")
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "name", "value"),
+    [
+        ("srv_use_ssl", "1", "ssl", True),
+        # `no-ssl`.
+        ("srv_use_ssl", "-1", "ssl", False),
+        ("srv_check_addr", "127.0.0.9", "check_address", "127.0.0.9"),
+        # HAProxy takes the unspecified address for none.
+        ("srv_check_addr", "0.0.0.0", "check_address", None),
+        ("srv_agent_addr", "::", "agent_address", None),
+        ("srv_check_port", "92", "check_port", 92),
+        ("srv_agent_port", "93", "agent_port", 93),
+        ("srvrecord", "_sip._tcp.example", "srv_record", "_sip._tcp.example"),
+        ("srv_check_state", "7", "checking", True),
+        ("srv_check_state", "4", "has_health_check", False),
+        ("srv_agent_state", "18", "has_agent_check", True),
+    ],
+)
+def test_newer_columns(column: str, text: str, name: str, value: t.Any) -> None:
+    lines = said("3.2", "show_servers_state").splitlines()
+    row = lines[2].split()
+    row[lines[1][2:].split().index(column)] = text
+    (server,) = _parse.servers_state("\n".join([lines[0], lines[1], " ".join(row)]))
+    assert getattr(server, name) == value
+
+
+def test_limits_and_cookies() -> None:
+    rows = _parse.stat(
+        "# pxname,svname,type,scur,qcur,slim,cookie,\n"
+        "app,web1,2,0,0,,c1,\napp,web2,2,0,0,7,,\napp,BACKEND,1,0,0,200,SRV,\n"
+    )
+    assert _parse.maxconns(rows) == {("app", "web1"): 0, ("app", "web2"): 7}
+    assert _parse.cookies(rows) == {("app", "web1"): ("SRV", "c1")}
 
 
 def test_columns_are_found_by_name() -> None:

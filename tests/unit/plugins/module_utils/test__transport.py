@@ -7,6 +7,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 import typing as t
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.clearproxy.haproxy.plugins.module_utils import _plan, _transport
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _transport
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import (
     InputError,
     ProtocolError,
@@ -32,12 +33,16 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import 
         ("tcp://192.0.2.1:1", ("tcp", "", "192.0.2.1", 1)),
         ("tcp://[::1]:65535", ("tcp", "", "::1", 65535)),
         ("tcp://[fe80::1%eth0]:80", ("tcp", "", "fe80::1%eth0", 80)),
+        ("tls://lb1:9999", ("tls", "", "lb1", 9999)),
+        ("master:///run/m.sock", ("unix", "/run/m.sock", "", 0)),
+        ("master://lb1:9999", ("tcp", "", "lb1", 9999)),
     ],
 )
 def test_address(text: str, expected: tuple[str, str, str, int]) -> None:
     address = _transport.parse_address(text)
     assert (address.kind, address.path, address.host, address.port) == expected
     assert address.text == text
+    assert address.master is text.startswith("master:")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +52,7 @@ def test_address(text: str, expected: tuple[str, str, str, int]) -> None:
         "run/a.sock",
         "unix://a.sock",
         "/run/a\0b",
+        "/run/\ud800",
         "/" + "x" * 107,
         "tcp://lb1",
         "tcp://lb1:0",
@@ -55,7 +61,9 @@ def test_address(text: str, expected: tuple[str, str, str, int]) -> None:
         "tcp://[::1]",
         "tcp://a b:80",
         "http://lb1:80",
-        "master:///run/m.sock",
+        "master://",
+        "master://run/m.sock",
+        "master://lb1",
     ],
 )
 def test_bad_address(text: str) -> None:
@@ -70,80 +78,6 @@ def test_usual_address(tmp_path: Path) -> None:
     second.unlink()
     with pytest.raises(SocketError, match=re.escape(f"tried {first}, {second}")):
         _transport.usual_address([str(first), str(second)])
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "",
-        "   ",
-        "a\nb",
-        "a\rb",
-        "a\0b",
-        "a;b",
-        "a\\\\;b",
-        "a \\",
-        "add map x <<",
-        "a b<<EOF",
-        "a \\<<x <<",
-        "x" * 4096,
-        "\ud800",
-    ],
-)
-def test_encode_line_refuses(command: str) -> None:
-    with pytest.raises(InputError):
-        _transport.encode_line(command)
-
-
-@pytest.mark.parametrize(
-    "command", ["show stat", "set map m k a\\;b", "a\\\\", "a \\<\\<x", "x" * 4095, "é"]
-)
-def test_encode_line_carries(command: str) -> None:
-    assert _transport.encode_line(command) == command.encode() + b"\n"
-
-
-def haproxy_words(line: str) -> list[list[str]]:
-    """HAProxy's own reading of a line: `;` separates commands, blanks words, a backslash escapes."""
-    commands: list[list[str]] = [[]]
-    word: list[str] | None = None
-    chars = iter(line)
-    for char in chars:
-        if char == "\\":
-            word = [*(word or []), next(chars)]
-        elif char in " \t;":
-            if word is not None:
-                commands[-1].append("".join(word))
-                word = None
-            if char == ";":
-                commands.append([])
-        else:
-            word = [*(word or []), char]
-    if word is not None:
-        commands[-1].append("".join(word))
-    return commands
-
-
-@given(st.text(min_size=1, max_size=200))
-def test_a_word_arrives_unchanged_or_is_refused(text: str) -> None:
-    try:
-        line = _transport.encode_line(f"set map m k {_plan.word(text)}").decode()
-    except InputError:
-        return
-    assert line.endswith("\n")
-    assert line.count("\n") == 1
-    assert "<<" not in line
-    assert haproxy_words(line[:-1]) == [["set", "map", "m", "k", text]]
-
-
-@given(st.text(alphabet="ab \t;\\<\n\r\0", min_size=1, max_size=12))
-def test_only_line_breaks_and_nul_are_refused(text: str) -> None:
-    carried = not set(text) & set("\n\r\0")
-    try:
-        _transport.encode_line(f"x {_plan.word(text)}")
-    except InputError:
-        assert not carried
-    else:
-        assert carried
 
 
 # --- a conversation with a real socket ------------------------------------------------------
@@ -163,8 +97,8 @@ class Peer:
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
-            sock, _addr = self._listener.accept()
-            with sock:
+            self.sock, _addr = self._listener.accept()
+            with self.sock as sock:
                 for line in sock.makefile("rb"):
                     text = line.decode().rstrip("\n")
                     self.lines.append(text)
@@ -237,9 +171,127 @@ def test_broken_off_says_how_far_it_came(path: Path) -> None:
 
 
 def test_unasked_text_is_not_taken_for_a_reply(path: Path) -> None:
+    """What follows the last reply belongs to it; what comes later is nobody's reply."""
+
     def reply(line: str) -> bytes:
         return b"b\n> set server x\n> " if line == "show b" else b"a\n> "
 
-    complains = pytest.raises(ProtocolError, match="more than it was asked for")
-    with talking(path, reply) as (connection, _peer), complains:
-        connection.exchange(["show a", "show b"])
+    with talking(path, reply) as (connection, peer):
+        assert connection.exchange(["show a", "show b"]) == ["a", "b\n> set server x"]
+        peer.sock.sendall(b"unasked\n> ")
+        with pytest.raises(ProtocolError, match="more than it was asked for"):
+            connection.exchange(["show a"])
+        # The conversation is over; the next one begins anew and with a reply of its own.
+        assert peer.lines == ["prompt", "show a", "show b"]
+
+
+def test_the_master_is_not_asked_for_another_worker(path: Path) -> None:
+    connection = _transport.Connection(_transport.parse_address(f"master://{path}"), 1)
+    with pytest.raises(InputError, match="leave the worker"):
+        connection.exchange(["show info", " @1 show info"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["tcp://a..b:80", "tls://.b:80", "tcp://\ud800:80", f"tcp://{'x' * 64}.b:80", "tcp://a\0b:80"],
+)
+def test_what_no_host_can_be(text: str) -> None:
+    connection = _transport.Connection(_transport.parse_address(text), 1)
+    with pytest.raises(SocketError, match="cannot find the address"):
+        connection.exchange(["show info"])
+
+
+# --- framing, however the octets come ------------------------------------------------------
+
+
+class Chopped(_transport.Connection):
+    """A conversation whose other side has said everything already, in these pieces."""
+
+    def __init__(self, pieces: list[bytes], master: bool = False) -> None:
+        address = "master:///run/m" if master else "/run/a"
+        super().__init__(_transport.parse_address(address), 1)
+        self.pieces = iter(pieces)
+
+    def open(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        if self.address.master:
+            self._prompt = b"\n77> "
+
+    def _expect_silence(self) -> None:
+        pass
+
+    def _move(self, out: bytearray, deadline: float, waiting_for: str) -> None:
+        out.clear()
+        piece = next(self.pieces, None)
+        if piece is None:
+            raise SocketError("the end")
+        self._buffer += piece
+
+
+def chopped(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in zip(edges, edges[1:])]
+
+
+replies = st.lists(
+    st.text(max_size=30).filter(lambda text: "\n> " not in f"\n{text}\n"), min_size=1, max_size=20
+)
+
+
+@given(texts=replies, cuts=st.lists(st.integers(min_value=0), max_size=30))
+def test_replies_do_not_depend_on_how_they_are_cut(texts: list[str], cuts: list[int]) -> None:
+    data = b"".join(f"{text}\n> ".encode() for text in texts)
+    connection = Chopped(chopped(data, cuts))
+    assert connection.exchange([f"show {n}" for n in range(len(texts))]) == texts
+    connection.close()
+
+
+@given(text=st.text(max_size=60), cuts=st.lists(st.integers(min_value=0), max_size=8))
+def test_through_the_master_only_its_prompt_ends_a_reply(text: str, cuts: list[int]) -> None:
+    """A worker's prompt holds its process id."""
+    if "\n77> " in f"\n{text}\n":
+        return
+    connection = Chopped(chopped(f"{text}\n77> ".encode(), cuts), master=True)
+    assert connection.exchange(["show map x"]) == [text]
+    connection.close()
+
+
+@given(data=st.binary(max_size=400), cuts=st.lists(st.integers(min_value=0), max_size=8))
+def test_noise_ends_with_a_sentence(data: bytes, cuts: list[int]) -> None:
+    connection = Chopped(chopped(data, cuts))
+    with contextlib.suppress(SocketError):
+        said = connection.exchange(["show a", "show b", "show c"])
+        assert len(said) == 3
+    connection.close()
+
+
+@given(data=st.binary(max_size=200))
+def test_a_noisy_beginning_ends_with_a_sentence(data: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    connection = _transport.Connection(_transport.parse_address("/run/a"), 0.2)
+    connection._connect = lambda deadline: ours  # type: ignore[method-assign]
+    ours.setblocking(False)
+    with theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(SocketError):
+            connection.open()
+            assert data.startswith(b"\n> ")
+    connection.close()
+
+
+def test_the_deadline_is_for_the_whole_reply(path: Path) -> None:
+    """However often a little of it comes."""
+
+    def reply(line: str) -> bytes | None:
+        for _n in range(100):
+            peer.sock.sendall(b"x")
+            time.sleep(0.02)
+        return b"\n> "
+
+    with talking(path, reply) as (connection, peer):
+        connection.timeout = 0.2
+        start = time.monotonic()
+        with pytest.raises(SocketError, match="bytes of its reply"):
+            connection.exchange(["show info"])
+        assert time.monotonic() - start < 1

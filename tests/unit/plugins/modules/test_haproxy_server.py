@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import typing as t
@@ -13,6 +14,7 @@ import yaml
 from ansible.module_utils import testing
 
 from ansible_collections.clearproxy.haproxy.plugins.doc_fragments import _socket
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _server_model
 from ansible_collections.clearproxy.haproxy.plugins.modules import haproxy_server
 
 
@@ -30,10 +32,26 @@ def test_documentation_and_spec_agree() -> None:
         **yaml.safe_load(_socket.ModuleDocFragment.DOCUMENTATION)["options"],
     }
     spec = haproxy_server.argument_spec()
+    compare(documented, spec)
+
+
+def compare(documented: dict[str, t.Any], spec: dict[str, t.Any]) -> None:
     assert set(documented) == set(spec)
     for name, option in documented.items():
-        described = {key: value for key, value in option.items() if key != "description"}
-        assert described == spec[name], name
+        assert option["description"], name
+        if "suboptions" in option:
+            compare(option["suboptions"], spec[name]["options"])
+        nested = ("description", "suboptions", "options", "no_log")
+        described = {key: value for key, value in option.items() if key not in nested}
+        assert described == {k: v for k, v in spec[name].items() if k not in nested}, name
+
+
+def test_everything_that_is_returned_is_documented() -> None:
+    documented = yaml.safe_load(haproxy_server.RETURN)["servers"]["contains"]
+    empty = dict.fromkeys((field.name for field in dataclasses.fields(_server_model.Server)), 0)
+    server = _server_model.Server(**empty)  # type: ignore[arg-type]
+    more = {"socket", "streams", "connections", "idle_connections"}
+    assert set(documented) == set(server.as_dict()) | more
 
 
 def test_examples_are_valid_tasks() -> None:

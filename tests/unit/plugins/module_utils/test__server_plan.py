@@ -11,13 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.clearproxy.haproxy.plugins.module_utils import _plan
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import (
+    _command,
+    _server_desired,
+    _server_plan,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import (
     FloorError,
     InputError,
     NotFoundError,
 )
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._model import (
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_model import (
     Check,
     Server,
     parse_weight,
@@ -36,8 +40,15 @@ PARAMS: dict[str, t.Any] = {
 }
 
 
-def desired(**params: t.Any) -> _plan.Desired:
-    return _plan.Desired.from_params({**PARAMS, **params})
+def desired(**params: t.Any) -> _server_desired.Desired:
+    return _server_desired.Desired.from_params({**PARAMS, **params})
+
+
+def planned(
+    servers: list[Server], wanted: _server_desired.Desired, **facts: t.Any
+) -> _server_plan.Plan:
+    targets = [_server_plan.Target(server, wanted.entries[0].wanted) for server in servers]
+    return _server_plan.plan_servers(targets, wanted, _server_plan.Facts(**facts))
 
 
 def srv(name: str = "web1", backend: str = "app", **values: t.Any) -> Server:
@@ -69,7 +80,8 @@ DRAIN: dict[str, t.Any] = {"admin": 8}
         ({"servers": []}, "servers"),
         ({"servers": ["a b"]}, "server 'a b'"),
         ({"servers": ["a\nb"]}, "server"),
-        ({"servers": ["#1"]}, "server"),
+        ({"servers": ["#1"]}, "server '#1': an id means something in a backend only"),
+        ({"servers": ["#0"], "backend": "app"}, "server '#0'"),
         ({"backend": "a;b"}, "backend"),
         ({"backend": "app*"}, "backend"),
         ({"weight": "300"}, "weight"),
@@ -101,26 +113,27 @@ KNOWN = [srv("web1"), srv("web2"), srv("db1"), srv("web1", "other"), srv("x", "o
     ],
 )
 def test_resolve(names: list[str], found: list[str]) -> None:
-    targets = _plan.resolve(KNOWN, desired(servers=names), "here")
-    assert [server.label for server in targets] == found
+    targets = _server_plan.resolve(KNOWN, desired(servers=names), "here")
+    assert [target.server.label for target in targets] == found
 
 
 def test_every_name_must_match() -> None:
     with pytest.raises(NotFoundError, match=r"'web9' or 'z\*'; there is web1, web2") as caught:
-        _plan.resolve(KNOWN, desired(servers=["web1", "web9", "z*"]), "here")
+        _server_plan.resolve(KNOWN, desired(servers=["web1", "web9", "z*"]), "here")
     assert caught.value.details["not_found"] == ["web9", "z*"]
     wanted = desired(servers=["db1", "web9"], missing="ignore")
-    assert [server.label for server in _plan.resolve(KNOWN, wanted, "here")] == ["app/db1"]
+    found = _server_plan.resolve(KNOWN, wanted, "here")
+    assert [target.server.label for target in found] == ["app/db1"]
 
 
 def test_names_are_matched_by_case() -> None:
     with pytest.raises(NotFoundError):
-        _plan.resolve(KNOWN, desired(servers=["WEB*"]), "here")
+        _server_plan.resolve(KNOWN, desired(servers=["WEB*"]), "here")
 
 
 def test_disabled_backend() -> None:
     with pytest.raises(NotFoundError, match="off at here is disabled"):
-        _plan.resolve([KNOWN[-1]], desired(servers=["x"], backend="off"), "here")
+        _server_plan.resolve([KNOWN[-1]], desired(servers=["x"], backend="off"), "here")
 
 
 # --- commands -------------------------------------------------------------------------------
@@ -171,32 +184,32 @@ def test_commands(
     checks: dict[tuple[str, str], Check],
     commands: list[str],
 ) -> None:
-    plan = _plan.plan_servers([srv(**now)], desired(**params), checks=checks)
+    plan = planned([srv(**now)], desired(**params), checks=checks)
     assert plan.commands == [f"set server app/web1 {command}" for command in commands]
 
 
 def test_drain_first_waits_only_for_those_not_in_maintenance() -> None:
     servers = [srv("a"), srv("b", **DRAIN), srv("c", **MAINT)]
-    plan = _plan.plan_servers(servers, desired(servers=["*"], state="maint", drain_first=True))
+    plan = planned(servers, desired(servers=["*"], state="maint", drain_first=True))
     first, second = plan.phases
-    assert (first.goal, [key[1] for key in first.watch]) == ("drained", ["a", "b"])
+    assert first.goals == {("app", "a"): "drained", ("app", "b"): "drained"}
     assert [step.command for step in first.steps] == ["set server app/a state drain"]
     assert [step.key[1] for step in second.steps] == ["a", "b"]
-    assert second.goal is None
+    assert second.goals == {}
 
 
 def test_static_balance() -> None:
     wanted = desired(weight="50%")
     with pytest.raises(InputError, match="static-rr"):
-        _plan.plan_servers([srv()], wanted, algorithms={"app": "static-rr"})
-    assert _plan.plan_servers([srv()], wanted, algorithms={"app": "source"}).commands
+        planned([srv()], wanted, algorithms={"app": "static-rr"})
+    assert planned([srv()], wanted, algorithms={"app": "source"}).commands
     zero = desired(weight="0")
-    assert _plan.plan_servers([srv()], zero, algorithms={"app": "static-rr"}).commands
+    assert planned([srv()], zero, algorithms={"app": "static-rr"}).commands
 
 
 def test_view_shows_managed_values_of_changed_servers() -> None:
     servers = [srv("a"), srv("b", **DRAIN)]
-    plan = _plan.plan_servers(servers, desired(servers=["*"], state="drain"))
+    plan = planned(servers, desired(servers=["*"], state="drain"))
     assert plan.view(plan.targets) == {"app/a": {"state": "ready"}}
     assert plan.view(plan.predicted) == {"app/a": {"state": "drain"}}
 
@@ -249,14 +262,16 @@ def test_a_plan_reaches_what_it_predicts_and_then_rests(
     params["drain_first"] = params["drain_first"] and params["state"] in ("maint", "disabled")
     wanted = desired(servers=["*"], **params)
     checks = {server.key: data.draw(CHECK) for server in servers}
-    plan = _plan.plan_servers(servers, wanted, checks=checks)
+    plan = planned(servers, wanted, checks=checks)
     after = [obey(server, plan.commands) for server in servers]
     for is_, predicted in zip(after, plan.predicted):
         assert (is_.state, is_.weight) == (predicted.state, predicted.weight)
-    assert _plan.plan_servers(after, wanted, checks=checks).commands == []
+    assert planned(after, wanted, checks=checks).commands == []
     # And it can be taken back exactly.
     for before, now in zip(servers, after):
-        undone = obey(now, [step.command for step in _plan.undo(before, now)])
+        undone = obey(
+            now, [step.command for step in _server_plan.undo(before, now, ("state", "weight"))]
+        )
         assert undone.weight == before.weight
         assert undone.state == before.state
 
@@ -264,7 +279,7 @@ def test_a_plan_reaches_what_it_predicts_and_then_rests(
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_no_name_breaks_a_command(backend: str, name: str) -> None:
     try:
-        command = _plan.set_state((backend, name), "maint").command
+        command = _server_plan.set_state((backend, name), "maint").command
     except InputError:
         return
     assert command == f"set server {backend}/{name} state maint"
@@ -278,8 +293,8 @@ def test_no_name_breaks_a_command(backend: str, name: str) -> None:
 def floor(servers: list[Server], min_ready: str, **params: t.Any) -> None:
     wanted = desired(servers=["web1"], min_ready=min_ready, **params)
     targets = [server for server in servers if server.name == "web1"]
-    plan = _plan.plan_servers(targets, wanted)
-    _plan.check_floor(servers, plan.predicted, min_ready, "here")
+    plan = planned(targets, wanted)
+    _server_plan.check_floor(servers, plan.predicted, min_ready, "here")
 
 
 def test_floor() -> None:
@@ -301,10 +316,10 @@ def test_floor() -> None:
 def test_floor_looked_at_again() -> None:
     before = [srv("web1"), srv("web2")]
     now = [srv("web1", **DRAIN), srv("web2", **DRAIN)]
-    assert _plan.check_floor_now(before, now, {"app"}, "1")
-    assert _plan.check_floor_now(before, now, {"other"}, "1") is None
-    assert _plan.check_floor_now(before, [now[0], before[1]], {"app"}, "1") is None
-    assert _plan.check_floor_now(now, now, {"app"}, "1") is None
+    assert _server_plan.check_floor_now(before, now, {"app"}, "1")
+    assert _server_plan.check_floor_now(before, now, {"other"}, "1") is None
+    assert _server_plan.check_floor_now(before, [now[0], before[1]], {"app"}, "1") is None
+    assert _server_plan.check_floor_now(now, now, {"app"}, "1") is None
 
 
 # --- up -------------------------------------------------------------------------------------
@@ -328,16 +343,16 @@ def test_floor_looked_at_again() -> None:
 )
 def test_up(now: dict[str, t.Any], up: bool) -> None:
     server = srv(**now)
-    assert _plan.is_up(server, {server.key: server}, CHECKS) is up
+    assert _server_plan.is_up(server, {server.key: server}, CHECKS) is up
     if not up:
-        assert _plan.why_not_up(server, CHECKS[server.key])
+        assert _server_plan.why_not_up(server, CHECKS[server.key])
 
 
 def test_hidden_rise_proves_nothing() -> None:
     server = srv(check_health=9)
     hidden = {server.key: Check(rise=0, fall=0, tracked="")}
-    assert not _plan.is_up(server, {}, hidden)
-    assert not _plan.is_up(server, {}, {})
+    assert not _server_plan.is_up(server, {}, hidden)
+    assert not _server_plan.is_up(server, {}, {})
 
 
 def test_up_like_the_tracked_server() -> None:
@@ -345,10 +360,10 @@ def test_up_like_the_tracked_server() -> None:
     checks = {server.key: Check(0, 0, "main/web1"), ("main", "web1"): Check(2, 3, "")}
     for health, up in ((4, True), (2, False)):
         tracked = srv("web1", "main", check_health=health)
-        assert _plan.is_up(server, {tracked.key: tracked}, checks) is up
+        assert _server_plan.is_up(server, {tracked.key: tracked}, checks) is up
 
 
 @pytest.mark.parametrize("text", ["", "a\nb", "a\rb", "a\0b"])
 def test_words_that_cannot_be_carried(text: str) -> None:
     with pytest.raises(InputError):
-        _plan.word(text)
+        _command.word(text)

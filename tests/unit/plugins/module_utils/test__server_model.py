@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.clearproxy.haproxy.plugins.module_utils import _model
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _command, _server_model
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
 
-SERVER = _model.Server(
+SERVER = _server_model.Server(
     backend="app",
     backend_id=3,
     name="web1",
@@ -90,14 +90,14 @@ def test_the_returned_shape_is_plain() -> None:
     [("ready", "ready"), ("enabled", "ready"), ("disabled", "maint"), ("drain", "drain")],
 )
 def test_normal_state(text: str, expected: str) -> None:
-    assert _model.normal_state(text) == expected
-    assert _model.normal_state(expected) == expected
+    assert _server_model.normal_state(text) == expected
+    assert _server_model.normal_state(expected) == expected
 
 
 @pytest.mark.parametrize("text", ["", "READY", "up", "ready "])
 def test_bad_state(text: str) -> None:
     with pytest.raises(InputError, match="state"):
-        _model.normal_state(text)
+        _server_model.normal_state(text)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_bad_state(text: str) -> None:
     ],
 )
 def test_weight(text: str, initial: int, becomes: int) -> None:
-    weight = _model.parse_weight(text)
+    weight = _server_model.parse_weight(text)
     assert weight.of(initial) == becomes
-    assert _model.parse_weight(weight.text) == weight
+    assert _server_model.parse_weight(weight.text) == weight
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_weight(text: str, initial: int, becomes: int) -> None:
 )
 def test_bad_weight(text: str) -> None:
     with pytest.raises(InputError, match="weight"):
-        _model.parse_weight(text)
+        _server_model.parse_weight(text)
 
 
 @pytest.mark.parametrize(
@@ -133,21 +133,21 @@ def test_bad_weight(text: str) -> None:
     [("2", 3, 2), ("50%", 3, 2), ("50%", 4, 2), ("0%", 4, 0), ("100%", 3, 3), ("1%", 3, 1)],
 )
 def test_floor(text: str, total: int, needed: int) -> None:
-    assert _model.floor_of(text, total) == needed
+    assert _server_model.floor_of(text, total) == needed
 
 
 @pytest.mark.parametrize("text", ["", "-1", "101%", "half", "1.5"])
 def test_bad_floor(text: str) -> None:
     with pytest.raises(InputError, match="min_ready"):
-        _model.floor_of(text, 3)
+        _server_model.floor_of(text, 3)
 
 
 @pytest.mark.parametrize("text", ["web1", "a.b:c-d_e", "3", "FRONTEND"])
 def test_name(text: str) -> None:
-    assert _model.normal_name(text, "server") == text
+    assert _command.normal_name(text, "server") == text
 
 
 @pytest.mark.parametrize("text", ["", "a b", "a/b", "a;b", "a\n", "#1", "*", "é", "a\\"])
 def test_bad_name(text: str) -> None:
     with pytest.raises(InputError, match="server"):
-        _model.normal_name(text, "server")
+        _command.normal_name(text, "server")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import re
 import typing as t
 
@@ -28,14 +29,22 @@ _UNRESOLVED = 0x20
 _ANY_MAINT = _FORCED_MAINT | _INHERITED_MAINT | _UNRESOLVED
 _ANY_DRAIN = _FORCED_DRAIN | _INHERITED_DRAIN
 
-# Bit of srv_check_state and srv_agent_state: checks are switched on.
+# Bits of srv_check_state and srv_agent_state: a check is on its way, the configuration has one, it
+# is switched on.
+_CHECK_IN_PROGRESS = 0x01
+_CHECK_CONFIGURED = 0x02
 _CHECK_ENABLED = 0x04
 
 _OPERATIONAL = ("stopped", "starting", "running", "stopping")
 
 WEIGHT_MAX = 256
-
-_NAME = re.compile(r"[A-Za-z0-9_.:-]+\Z")
+PORT_MAX = 65535
+# What `set maxconn server` holds; more wraps.
+MAXCONN_MAX = 2**31 - 1
+# What checks go to a server's own address with: HAProxy treats it as no address at all.
+OWN_ADDRESS = "0.0.0.0"
+_NO_ADDRESSES = (None, OWN_ADDRESS, "::")
+_TEXT_MAX = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +66,15 @@ class Server:
     check_health: int
     check_state: int
     agent_state: int
+    # Columns that HAProxy has since 2.4; None before. Addresses are None where there is none, too.
+    ssl: bool | None = None
+    check_address: str | None = None
+    check_port: int | None = None
+    agent_address: str | None = None
+    agent_port: int | None = None
+    srv_record: str | None = None
+    # `show stat` tells it; None where that was not asked for.
+    maxconn: int | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -98,6 +116,25 @@ class Server:
         return bool(self.agent_state & _CHECK_ENABLED)
 
     @property
+    def tells_everything(self) -> bool:
+        """Whether HAProxy has the columns that came with 2.4."""
+        return self.check_port is not None
+
+    @property
+    def has_health_check(self) -> bool:
+        """Whether the configuration gives it one, switched on or not."""
+        return bool(self.check_state & _CHECK_CONFIGURED)
+
+    @property
+    def has_agent_check(self) -> bool:
+        return bool(self.agent_state & _CHECK_CONFIGURED)
+
+    @property
+    def checking(self) -> bool:
+        """Whether a health check is on its way at this moment."""
+        return bool(self.check_state & _CHECK_IN_PROGRESS)
+
+    @property
     def running(self) -> bool:
         return self.operational in ("starting", "running")
 
@@ -106,15 +143,17 @@ class Server:
         """Whether load balancing sends new clients there."""
         return not self.admin & (_ANY_MAINT | _ANY_DRAIN) and self.running and self.weight > 0
 
-    def with_changes(self, *, state: str | None = None, weight: int | None = None) -> Server:
-        """The same server after `set server … state` and `set server … weight`."""
-        admin = self.admin
-        if state is not None:
-            admin &= ~(_FORCED_MAINT | _FORCED_DRAIN)
-            admin |= {READY: 0, DRAIN: _FORCED_DRAIN, MAINT: _FORCED_MAINT}[state]
-        return dataclasses.replace(
-            self, admin=admin, weight=self.weight if weight is None else weight
-        )
+    def with_changes(self, **values: t.Any) -> Server:
+        """The same server after these values, named like its attributes, were set."""
+        fields = dict(values)
+        if (state := fields.pop("state", None)) is not None:
+            bits = {READY: 0, DRAIN: _FORCED_DRAIN, MAINT: _FORCED_MAINT}[state]
+            fields["admin"] = self.admin & ~(_FORCED_MAINT | _FORCED_DRAIN) | bits
+        for name, field in (("health_checks", "check_state"), ("agent_checks", "agent_state")):
+            if (on := fields.pop(name, None)) is not None:
+                before = getattr(self, field)
+                fields[field] = before | _CHECK_ENABLED if on else before & ~_CHECK_ENABLED
+        return dataclasses.replace(self, **fields) if fields else self
 
     def as_dict(self) -> dict[str, t.Any]:
         """The shape in which every module of the collection returns a server."""
@@ -137,6 +176,12 @@ class Server:
             "initial_weight": self.initial_weight,
             "health_checks": self.health_checks,
             "agent_checks": self.agent_checks,
+            "check_address": self.check_address,
+            "check_port": self.check_port,
+            "agent_address": self.agent_address,
+            "agent_port": self.agent_port,
+            "ssl": self.ssl,
+            "maxconn": self.maxconn,
             "last_change": self.last_change,
         }
 
@@ -207,15 +252,6 @@ def normal_state(text: str) -> str:
         raise InputError(f"state {text!r}: must be one of {', '.join(_STATE_WORDS)}") from None
 
 
-def normal_name(text: str, what: str) -> str:
-    """A name as HAProxy allows it; nothing else could name anything."""
-    if not _NAME.match(text):
-        raise InputError(
-            f"{what} {text!r}: HAProxy's names consist of letters, digits and any of '_.:-' only"
-        )
-    return text
-
-
 def parse_weight(text: str) -> Weight:
     """`0` to `256`, or percent of the configured weight.
 
@@ -231,6 +267,64 @@ def parse_weight(text: str) -> Weight:
     return Weight(
         f"{int(match.group(1))}{match.group(2)}", int(match.group(1)), bool(match.group(2))
     )
+
+
+def normal_address(text: str, what: str) -> str:
+    """An IP address as HAProxy writes it; names and `host:port` are not taken at run time."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        address = None
+    if address is None or "%" in text:
+        raise InputError(
+            f"{what} {text!r}: must be an IPv4 or IPv6 address without port, brackets or scope"
+        )
+    mapped = getattr(address, "ipv4_mapped", None)
+    return f"::ffff:{mapped}" if mapped is not None else str(address)
+
+
+def same_address(one: str | None, other: str | None) -> bool:
+    """Whether two spellings name one address; none and the unspecified one are the same."""
+    if one == other:
+        return True
+    if one in _NO_ADDRESSES or other in _NO_ADDRESSES:
+        return one in _NO_ADDRESSES and other in _NO_ADDRESSES
+    try:
+        return ipaddress.ip_address(one or "") == ipaddress.ip_address(other or "")
+    except ValueError:
+        return False
+
+
+def check_target(text: str | None) -> str | None:
+    """The address that checks go to instead of the server's, or None."""
+    return None if text in _NO_ADDRESSES else text
+
+
+def normal_number(value: int, what: str, least: int, most: int) -> int:
+    """HAProxy wraps what is out of range."""
+    if not least <= value <= most:
+        raise InputError(f"{what} {value}: must be a whole number from {least} to {most}")
+    return value
+
+
+def normal_fqdn(text: str, what: str) -> str:
+    """A name for DNS, in lower case, in which HAProxy 2.6 and later keep it."""
+    labels = text.lower().rstrip(".").split(".")
+    if len(text) > 253 or not all(
+        re.fullmatch(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", label, re.ASCII) for label in labels
+    ):
+        raise InputError(f"{what} {text!r}: must be a name that DNS can resolve, like app.example")
+    return ".".join(labels)
+
+
+def normal_text(text: str, what: str) -> str:
+    """Text of one line that HAProxy passes on."""
+    if not text or re.search(r"[\n\r\0]", text) or len(text.encode("utf-8", "replace")) > _TEXT_MAX:
+        raise InputError(
+            f"{what} {text[:60]!r}: must be text of 1 to {_TEXT_MAX} bytes without line breaks and "
+            "NULs, which the admin socket cannot carry"
+        )
+    return text
 
 
 def floor_of(text: str, total: int) -> int:
