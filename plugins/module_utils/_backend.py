@@ -334,7 +334,7 @@ def _view(backend: Backend | None, desired: Desired) -> dict[str, t.Any]:
 # --- carrying it out ------------------------------------------------------------------------
 
 
-class BackendJob(Job):
+class BackendJob(Job[Found, BackendChange]):
     """A backend that is to be there, or not."""
 
     def __init__(self, desired: Desired, sockets: int = 1) -> None:
@@ -372,7 +372,7 @@ class BackendJob(Job):
     def plan(self, client: Client, state: Found) -> BackendChange:
         return plan_backend(state, self.desired, client.where)
 
-    def carry_out(self, client: Client, change: Change) -> None:
+    def carry_out(self, client: Client, change: BackendChange) -> None:
         change = t.cast("BackendChange", change)
         # Alone: what followed a refused addition would change somebody else's backend.
         client.apply(change.stage(ADD))
@@ -380,7 +380,9 @@ class BackendJob(Job):
         if change.stage(DELETE):
             self._delete(client, change)
 
-    def left_over(self, client: Client, change: Change, now: Found) -> tuple[Change, list[Step]]:
+    def left_over(
+        self, client: Client, change: BackendChange, now: Found
+    ) -> tuple[BackendChange, list[Step]]:
         again, left = super().left_over(client, change, now)
         if any(step.command.startswith("enable dynamic-cookie ") for step in left):
             raise Error(

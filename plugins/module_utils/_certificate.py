@@ -13,7 +13,12 @@ import re
 import typing as t
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._client import Client
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._command import Step, near, word
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._command import (
+    PAYLOAD_LIMIT,
+    Step,
+    near,
+    word,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import (
     CommandError,
     Error,
@@ -428,7 +433,7 @@ _STALE_ERROR = "unable to load certificate chain"
 
 
 @dataclasses.dataclass(frozen=True)
-class CertificateJob(Job):
+class CertificateJob(Job[t.Any, Change]):
     """One file of one store, and its entries in one crt-list."""
 
     name: str
@@ -579,7 +584,7 @@ class CertificateJob(Job):
         """One; several only where HAProxy can be given a CA file in pieces."""
         pem = t.cast(Pem, self.pem)
         # The command, `<<` and the empty line at the end share the room.
-        room = client.payload_limit - len(self._command(_SET).encode()) - 5
+        room = PAYLOAD_LIMIT - len(self._command(_SET).encode()) - 5
         can_add = self.kind.word == "ca-file" and client.version >= (2, 7)
         found: list[list[str]] = [[]]
         used = 0

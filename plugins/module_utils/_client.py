@@ -126,11 +126,6 @@ class Client:
             )
 
     @property
-    def payload_limit(self) -> int:
-        """Bytes that a payload may have, its command included, with HAProxy's default settings."""
-        return 120 * 1024 if self.version >= (3, 4) else 15 * 1024
-
-    @property
     def is_master(self) -> bool:
         """Whether the conversation goes through HAProxy's master process."""
         return self._connection.address.master

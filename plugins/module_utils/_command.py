@@ -15,8 +15,9 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import 
 
 # HAProxy 2.2 and 2.6 lose a connection for good when a line exceeds about 15 KiB.
 LINE_LIMIT = 4096
-# The most that any version takes with default settings (3.4: tune.cli.max-payload-size).
-PAYLOAD_LIMIT = 128 * 1024
+# Bytes of a payload and its command. HAProxy before 3.4 takes no more than its tune.bufsize of
+# 16 KiB; 3.4.7 takes 128, but above 16 sometimes never answers when they arrive in pieces.
+PAYLOAD_LIMIT = 15 * 1024
 # HAProxy's MAX_CLI_ARGS.
 _WORDS = 64
 
@@ -105,9 +106,15 @@ def encode(command: str | Command) -> bytes:
     if isinstance(command, str):
         command = Command(command)
     line = _encode_line(command.text, command.payload is not None)
-    if command.payload is None:
-        return line
-    return line + _encode_payload(command.text, command.payload)
+    if command.payload is not None:
+        line += _encode_payload(command.text, command.payload)
+    if len(line) > PAYLOAD_LIMIT:
+        raise InputError(
+            f"the command {command.text[:60]!r} has {len(line)} bytes with its payload; no more "
+            f"than {PAYLOAD_LIMIT} can be sent: split it",
+            command=command.text,
+        )
+    return line
 
 
 def _encode_line(text: str, has_payload: bool) -> bytes:
@@ -150,14 +157,7 @@ def _encode_payload(text: str, payload: tuple[str, ...]) -> bytes:
                 "or a NUL, which HAProxy's grammar cannot carry",
                 command=text,
             )
-    body = b"".join(_bytes(line, text) + b"\n" for line in payload) + b"\n"
-    if len(body) > PAYLOAD_LIMIT:
-        raise InputError(
-            f"the payload of the command {text!r} has {len(body)} bytes; no HAProxy takes more "
-            f"than {PAYLOAD_LIMIT}",
-            command=text,
-        )
-    return body
+    return b"".join(_bytes(line, text) + b"\n" for line in payload) + b"\n"
 
 
 def _bytes(text: str, command: str) -> bytes:

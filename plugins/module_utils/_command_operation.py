@@ -20,8 +20,6 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._transport import BrokenOff
 
 _LEVELS = ("user", "operator", "admin")
-# Bytes that every version takes.
-_ANY_PAYLOAD = 15 * 1024
 # Since which version a mode exists.
 _MODES = {"expert_mode": (2, 2), "experimental_mode": (2, 4)}
 
@@ -83,12 +81,6 @@ class Script:
             if reason is not None:
                 raise InputError(
                     f"commands: '{raw.shown}' cannot be sent to {client.where}: {reason}"
-                )
-            # HAProxy 2.2 and 2.6 close the connection without a word about one that is too long.
-            if raw.size > _ANY_PAYLOAD and raw.size > client.payload_limit:
-                raise InputError(
-                    f"commands: '{raw.shown}' has {raw.size} bytes; HAProxy at {client.where} takes "
-                    f"at most {client.payload_limit} with its payload: split it"
                 )
         levels = [raw.level for raw in self.commands]
         if self.modes:

@@ -529,7 +529,7 @@ def _sleep(client: Client, condition: str, seconds: float) -> None:
     time.sleep(seconds)
 
 
-class ServerJob(Job):
+class ServerJob(Job[Found, ServerChange]):
     """A server that is to be there, or not."""
 
     def __init__(self, desired: Desired, sockets: int = 1) -> None:
@@ -577,7 +577,7 @@ class ServerJob(Job):
             client.require_version((3, 0), "the cookie of a server that is added at run time")
         return change
 
-    def carry_out(self, client: Client, change: Change) -> None:
+    def carry_out(self, client: Client, change: ServerChange) -> None:
         change = t.cast("ServerChange", change)
         client.apply(change.stage(CHANGE))
         # One by one: what follows a refused command may already have been sent.

@@ -268,7 +268,7 @@ def _view(found: c.Iterable[Frontend], managed: c.Iterable[str]) -> dict[str, di
     }
 
 
-class FrontendJob(Job):
+class FrontendJob(Job[Seen, Change]):
     """Frontends' state and maxconn."""
 
     def __init__(self, desired: Desired) -> None:

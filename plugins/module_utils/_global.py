@@ -156,7 +156,7 @@ def _require(now: Process, name: str, value: int | str, where: str) -> None:
         raise VersionError(f"{name}: HAProxy at {where} does not have it; it was built without it")
 
 
-class GlobalJob(Job):
+class GlobalJob(Job[Process, Change]):
     """What is set for the whole process."""
 
     def __init__(self, desired: Desired) -> None:

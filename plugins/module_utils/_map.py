@@ -19,6 +19,7 @@ import typing as t
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._client import Client
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._command import (
     LINE_LIMIT,
+    PAYLOAD_LIMIT,
     Step,
     near,
     word,
@@ -36,9 +37,6 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._operation impo
 MAP = "map"
 ACL = "acl"
 
-# Bytes of a payload and its command. HAProxy before 3.4 takes no more than its tune.bufsize of
-# 16 KiB; 3.4.7 takes more, but sometimes never answers when it arrives in pieces.
-PAYLOAD_LIMIT = 15 * 1024
 # Bytes of a key and its value: 3.4.7 leaves longer ones out of what it shows.
 ENTRY_LIMIT = 14 * 1024
 # So many entries appear in a diff.
@@ -505,7 +503,7 @@ def _result(
 # --- at a HAProxy ---------------------------------------------------------------------------
 
 
-class EntriesJob(Job):
+class EntriesJob(Job[Seen, EntryChange]):
     """Entries of one map or ACL."""
 
     # Up to 3.2 any level may do it. Since then the first read is refused below admin.
@@ -545,12 +543,13 @@ class EntriesJob(Job):
     def plan(self, client: Client, state: Seen) -> EntryChange:
         return plan_entries(state, self.desired)
 
-    def left_over(self, client: Client, change: Change, now: Seen) -> tuple[Change, list[Step]]:
+    def left_over(
+        self, client: Client, change: EntryChange, now: Seen
+    ) -> tuple[EntryChange, list[Step]]:
         again = self.plan(client, now)
-        assert isinstance(change, EntryChange)
         return described(change, again, now, self.desired), list(again.steps)
 
-    def carry_out(self, client: Client, change: Change) -> None:
+    def carry_out(self, client: Client, change: EntryChange) -> None:
         if _COMMIT.match(change.steps[-1].command) is None:
             self._edit(client, change)
         else:
@@ -573,9 +572,9 @@ class EntriesJob(Job):
     def _replace(self, client: Client, change: Change) -> None:
         before = len(client.applied)
         reply = client.apply(change.steps[:1])[0]
-        match = re.fullmatch(_NEW_VERSION, reply.strip())
-        assert match is not None
-        *adds, commit = renumbered(change.steps, int(match.group(1)))
+        # Accepted, so it ends with the number.
+        version = int(reply.split()[-1])
+        *adds, commit = renumbered(change.steps, version)
         what = f"{self.desired.kind} {self.desired.name}"
         # None of it is in use before the commit.
         nothing: dict[str, t.Any] = {"applied": [], "unknown": []}

@@ -36,28 +36,32 @@ class Change:
     result: dict[str, list[dict[str, t.Any]]] = dataclasses.field(default_factory=dict)
 
 
-class Job:
+StateT = t.TypeVar("StateT")
+ChangeT = t.TypeVar("ChangeT", bound=Change)
+
+
+class Job(t.Generic[StateT, ChangeT]):
     """What a module wants at every HAProxy of its task; one subclass a module."""
 
     # The least level that every command of the job needs: user, operator or admin.
     level = "admin"
 
-    def look(self, client: Client) -> t.Any:
+    def look(self, client: Client) -> StateT:
         """Read what the plan depends on."""
         raise NotImplementedError
 
-    def plan(self, client: Client, state: t.Any) -> Change:
+    def plan(self, client: Client, state: StateT) -> ChangeT:
         """What has to be sent; raises before anything is sent if it cannot be done.
 
         Asks the client for names and versions only, for sentences.
         """
         raise NotImplementedError
 
-    def carry_out(self, client: Client, change: Change) -> None:
+    def carry_out(self, client: Client, change: ChangeT) -> None:
         """Send the steps; transactions whose commands depend on replies do it their way."""
         client.apply(change.steps)
 
-    def left_over(self, client: Client, change: Change, now: t.Any) -> tuple[Change, list[Step]]:
+    def left_over(self, client: Client, change: ChangeT, now: StateT) -> tuple[ChangeT, list[Step]]:
         """The plan made after the change, and the steps of it that should not be needed any more.
 
         Steps whose effect cannot be read back are always in a plan, so they prove nothing.
@@ -85,7 +89,7 @@ class Outcome:
         }
 
 
-def run(clients: c.Sequence[Client], job: Job, *, check: bool) -> Outcome:
+def run(clients: c.Sequence[Client], job: Job[t.Any, t.Any], *, check: bool) -> Outcome:
     """Everything is read and planned at every HAProxy before the first command is sent to any."""
     points = []
     for client in clients:
@@ -116,7 +120,7 @@ def failure(exc: Error) -> dict[str, t.Any]:
     return {"changed": False, "commands": [], **exc.details, "msg": str(exc)}
 
 
-def _settled(client: Client, job: Job, change: Change) -> Change:
+def _settled(client: Client, job: Job[t.Any, t.Any], change: Change) -> Change:
     """Believe what HAProxy has, not what it replied."""
     end = time.monotonic() + _SETTLE
     while True:

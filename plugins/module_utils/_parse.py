@@ -296,7 +296,7 @@ def traffic(
 
 def _number(text: str) -> int:
     # int() also takes signs, underscores and other alphabets' digits, which HAProxy never writes.
-    if not re.fullmatch(r"[0-9]{1,20}", text, re.ASCII):
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
         raise ValueError(text)
     return int(text)
 

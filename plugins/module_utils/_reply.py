@@ -117,11 +117,6 @@ class Raw:
         return self.kind == CHANGE
 
     @property
-    def size(self) -> int:
-        """Bytes on the wire, its payload included."""
-        return len(encode(self.command))
-
-    @property
     def level(self) -> str:
         """The least level that every version wants for it, as far as it is known."""
         if _begins(self.words, _ADMIN):

@@ -129,6 +129,16 @@ class Wanted:
         pairs = ((name, getattr(self, name)) for name in READABLE)
         return tuple((name, value) for name, value in pairs if value is not None)
 
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of those."""
+        return tuple(name for name, _value in self.readable)
+
+    @functools.cached_property
+    def acts(self) -> bool:
+        """Whether something is done besides setting values."""
+        return bool(self.force_health or self.force_agent or self.shutdown_sessions)
+
     @property
     def out(self) -> bool:
         """Whether the server is to be taken out of load balancing."""

@@ -223,7 +223,19 @@ def _not_found(
 
 def plan_servers(targets: c.Sequence[Target], desired: Desired, facts: Facts | None = None) -> Plan:
     """The commands that take the targets to where the task wants them."""
-    plans = [_plan_one(target, desired, facts or Facts()) for target in targets]
+    known = facts or Facts()
+    plans = []
+    predicted = []
+    managed: dict[Key, tuple[str, ...]] = {}
+    for target in targets:
+        if _rests(target, desired):
+            predicted.append(target.server)
+            managed[target.key] = target.wanted.names
+            continue
+        one = _plan_one(target, desired, known)
+        plans.append(one)
+        predicted.append(one.predicted)
+        managed[target.key] = one.managed
     goals = {one.server.key: one.goal for one in plans if one.goal}
     first = tuple(step for one in plans for step in one.first)
     second = tuple(step for one in plans for step in one.second)
@@ -241,11 +253,23 @@ def plan_servers(targets: c.Sequence[Target], desired: Desired, facts: Facts | N
     return Plan(
         tuple(target.server for target in targets),
         tuple(phases),
-        tuple(one.predicted for one in plans),
+        tuple(predicted),
         {target.key: target.wanted for target in targets},
-        {one.server.key: one.managed for one in plans},
+        managed,
         {one.server.key: tuple(one.differences) for one in plans if one.differences},
         {command: why for one in plans for command, why in one.lasting.items()},
+    )
+
+
+def _rests(target: Target, desired: Desired) -> bool:
+    """Whether there is nothing to do and nothing to wait for: most servers of a large HAProxy."""
+    wanted = target.wanted
+    return not (
+        desired.wait
+        or desired.forget_clients
+        or wanted.acts
+        or wanted.differences(target.server)
+        or wanted.untold(target.server)
     )
 
 

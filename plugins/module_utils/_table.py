@@ -741,7 +741,7 @@ def only_counted(change: Change, again: Change, desired: Desired) -> bool:
 # --- the conversation -----------------------------------------------------------------------
 
 
-class TableJob(Job):
+class TableJob(Job[Seen, TableChange]):
     """Entries of one stick table at every HAProxy of a task."""
 
     # What `clear table` needs; up to 3.0 it does nothing below, and says that it did.
@@ -781,9 +781,8 @@ class TableJob(Job):
             client.require_version((3, 0), "clearing entries whose keys are no text")
         return change
 
-    def carry_out(self, client: Client, change: Change) -> None:
+    def carry_out(self, client: Client, change: TableChange) -> None:
         """Entries that HAProxy has created otherwise than asked for are removed again."""
-        assert isinstance(change, TableChange)
         table, created = change.table, change.creates
         try:
             client.apply(change.steps)
@@ -802,8 +801,9 @@ class TableJob(Job):
             client.apply([clear_key(table.name, key) for key, _entry in cut])
             raise _too_long(table, *cut[0])
 
-    def left_over(self, client: Client, change: Change, now: Seen) -> tuple[Change, list[Step]]:
-        assert isinstance(change, TableChange)
+    def left_over(
+        self, client: Client, change: TableChange, now: Seen
+    ) -> tuple[TableChange, list[Step]]:
         if self.desired.state == PRESENT:
             again = self.plan(client, now)
             left = [] if only_counted(change, again, self.desired) else list(again.steps)

@@ -66,8 +66,8 @@ options:
         certificates, and exactly one private key must be there.
       - Damaged PEM blocks, encrypted keys and blocks that do not belong into a file of this
         O(kind) are refused before anything is sent. Text outside of the blocks is left out.
-      - HAProxy before 3.4 takes about 15 KiB in one command, HAProxy 3.4 about 120 KiB. Larger CA
-        files are sent in pieces, which needs HAProxy 2.7 or later.
+      - About 15 KiB can be sent in one command. Larger CA files are sent in pieces, which needs
+        HAProxy 2.7 or later.
     type: str
   path:
     description:

@@ -31,7 +31,7 @@ from harness import (
     Certificates,
     Haproxy,
     Relay,
-    ask,
+    answers,
     echo_origin,
     free_port,
     http_origin,
@@ -134,7 +134,7 @@ def start_haproxy(
             while process.poll() is None and time.monotonic() < end:
                 with contextlib.suppress(OSError):
                     # The master listens a little later than its worker.
-                    if hap.ask("show info").startswith("Name:") and _answers(path):
+                    if hap.ask("show info").startswith("Name:") and answers(path):
                         return hap
                 time.sleep(0.02)
             if "Address already in use" not in log.read_text():
@@ -151,10 +151,6 @@ def start_haproxy(
             except subprocess.TimeoutExpired:
                 hap.process.kill()
                 hap.process.wait(5)
-
-
-def _answers(master: Path | None) -> bool:
-    return master is None or "Pid:" in ask(master, "@1 show info\nquit")
 
 
 @pytest.fixture(scope="session")

@@ -191,8 +191,17 @@ class Haproxy:
             self.until(lambda b=backend, s=server: self.status(b, s) == "UP")  # type: ignore[misc]
 
 
+def answers(master: Path | None) -> bool:
+    """Whether a master has a worker to pass commands on to; true if there is no master."""
+    with contextlib.suppress(OSError):
+        return master is None or "Pid:" in ask(master, "@1 show info\nquit")
+    return False
+
+
 def reload(hap: Haproxy) -> None:
     """Have the master replace its worker; returns when the new one answers."""
+    # One that is still starting loses the signal.
+    hap.until(lambda: answers(hap.master))
     before = hap.worker
     hap.process.send_signal(signal.SIGUSR2)
 
@@ -522,7 +531,7 @@ def four_steps(
     full = {"socket": wire.address, **wire.options, **args}
     wire.commands()
     check = run_module(module, full, check=True)
-    assert not check.get("failed"), (check, wire.broken)
+    assert not check.get("failed"), (check, wire.broken, wire.connections)
     assert wire.changes() == []
     assert check["changed"] is True, check
     done = run_module(module, full)

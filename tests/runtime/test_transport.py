@@ -363,6 +363,8 @@ def test_the_masters_own_backend_is_not_the_users(start_haproxy: Start, version:
     assert ("MASTER" in hap.ask("show servers state")) is (version == "2.2")
     done = server(socket=str(hap.admin), servers=["*"])
     assert done["commands"] == ["set server app/s1 state drain", "set server app/s2 state drain"]
+    shown = run_module("haproxy_info", {"socket": str(hap.admin), "gather": ["servers"]})
+    assert {row["backend"] for row in shown["servers"]} == {"app"}
 
 
 def test_reload_between_two_commands(start_haproxy: Start, version: str) -> None:

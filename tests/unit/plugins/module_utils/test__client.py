@@ -105,9 +105,6 @@ def test_versions() -> None:
     with pytest.raises(VersionError, match=r"version 3\.2; add backend exists since HAProxy 3\.4"):
         one.require_version((3, 4), "add backend")
     assert wire.asked == ["show info"]
-    assert one.payload_limit == 15 * 1024
-    newer, _wire = client({"show info": "Version: 3.4.7\n"})
-    assert newer.payload_limit == 120 * 1024
 
 
 def test_unknown_backends_are_named() -> None:

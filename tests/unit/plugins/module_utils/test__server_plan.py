@@ -367,3 +367,150 @@ def test_up_like_the_tracked_server() -> None:
 def test_words_that_cannot_be_carried(text: str) -> None:
     with pytest.raises(InputError):
         _command.word(text)
+
+
+# --- values ---------------------------------------------------------------------------------
+
+VALUES: st.SearchStrategy[dict[str, t.Any]] = st.fixed_dictionaries(
+    {},
+    optional={
+        "state": st.sampled_from(["ready", "drain", "maint"]),
+        "weight": st.integers(0, 256).map(str),
+        "maxconn": st.integers(0, 9),
+        "address": st.sampled_from(["192.0.2.1", "192.0.2.2", "::1"]),
+        "port": st.integers(1, 3),
+        "check_address": st.sampled_from(["192.0.2.1", "0.0.0.0"]),
+        "check_port": st.integers(0, 2),
+        "agent_address": st.sampled_from(["192.0.2.1", "::"]),
+        "agent_port": st.integers(1, 2),
+        "ssl": st.booleans(),
+        "health_checks": st.sampled_from(["enabled", "disabled"]),
+        "agent_checks": st.sampled_from(["enabled", "disabled"]),
+    },
+)
+FULL: dict[str, t.Any] = {"ssl": False, "check_port": 0, "agent_port": 0, "maxconn": 0}
+FULL.update(agent_state=22, check_state=6)
+
+
+def carried_out(server: Server, commands: list[str]) -> Server:
+    """What HAProxy makes of commands for one server, refusing what it refuses."""
+    for command in commands:
+        if match := re.fullmatch(r"(enable|disable) (health|agent) app/web1", command):
+            server = server.with_changes(**{f"{match[2]}_checks": match[1] == "enable"})
+            continue
+        if match := re.fullmatch(r"set maxconn server app/web1 ([0-9]+)", command):
+            server = server.with_changes(maxconn=int(match[1]))
+            continue
+        match = re.fullmatch(
+            r"set server app/web1 (state|weight|addr|check-addr|check-port|agent-addr|agent-port|ssl)"
+            r" (\S+)(?: port ([0-9]+))?",
+            command,
+        )
+        assert match, command
+        what, value = match[1], match[2]
+        if what.startswith(("check-", "agent-")):
+            kind = "health" if what.startswith("check-") else "agent"
+            assert getattr(server, f"{kind}_checks"), f"{command} while {kind} checks are off"
+            name = what.replace("-", "_").replace("addr", "address")
+            number = name.endswith("port")
+            server = server.with_changes(
+                **{name: int(value) if number else None if value == "0.0.0.0" else value}
+            )
+        elif what == "addr":
+            server = server.with_changes(address=value)
+            if match[3]:
+                server = server.with_changes(port=int(match[3]))
+        elif what == "ssl":
+            server = server.with_changes(ssl=value == "on")
+        else:
+            server = obey(server, [command])
+    return server
+
+
+@given(VALUES)
+def test_values_reach_what_is_foreseen_and_can_be_taken_back(params: dict[str, t.Any]) -> None:
+    before = srv(**FULL)
+    wanted = desired(**params)
+    try:
+        plan = planned([before], wanted)
+    except InputError:
+        # Values of checks that the same task leaves off, or an agent port while they are off.
+        return
+    assert sum(" addr " in command for command in plan.commands) <= 1
+    after = carried_out(before, plan.commands)
+    assert after == plan.predicted[0]
+    assert planned([after], wanted).commands == []
+    names = plan.changed.get(before.key, ())
+    undone = _server_plan.undo(before, after, names)
+    assert carried_out(after, [step.command for step in undone]) == before
+
+
+@pytest.mark.parametrize(
+    ("params", "commands"),
+    [
+        ({"address": "::1", "state": "maint"}, [["state maint", "addr ::1"]]),
+        ({"address": "::1", "port": 81}, [["addr ::1 port 81"]]),
+        ({"port": 81}, [["addr 192.0.2.1 port 81"]]),
+        ({"address": "::1", "port": 80}, [["addr ::1"]]),
+        # Proof for the new place, held until the old one's check cannot be mistaken for it.
+        ({"address": "::1", "state": "ready", "wait": True}, [["addr ::1"], ["health stopping"]]),
+        ({"address": "::1", "state": "ready"}, [["addr ::1"]]),
+        (
+            {"check_port": 9, "state": "ready", "wait": True},
+            [["check-port 9"], ["health stopping"]],
+        ),
+        (
+            {"address": "::1", "state": "maint", "drain_first": True},
+            [["state drain"], ["state maint", "addr ::1"]],
+        ),
+    ],
+)
+def test_the_order_of_state_and_place(params: dict[str, t.Any], commands: list[list[str]]) -> None:
+    plan = planned([srv(**FULL)], desired(**params))
+    found = [[step.command for step in phase.steps] for phase in plan.phases]
+    assert found == [[f"set server app/web1 {text}" for text in phase] for phase in commands]
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "reply", "accepted"),
+    [
+        (True, False, "IP changed from '1.2.3.4' to '::1' by 'stats socket command'", True),
+        (
+            True,
+            False,
+            "IP changed from '1.2.3.4' to '::1', no need to change the port by 'stats socket command'",
+            True,
+        ),
+        (True, False, "nothing changed", False),
+        (True, False, "no need to change the addr by 'stats socket command'", False),
+        (True, True, "IP changed from '1.2.3.4' to '::1' by 'stats socket command'", False),
+        (
+            True,
+            True,
+            "IP changed from '1' to '2', port changed from '+10' to '9' by 'stats socket command'",
+            True,
+        ),
+        (False, True, "port changed from '80' to '81' by 'stats socket command'", True),
+        (
+            False,
+            True,
+            "no need to change the addr, port changed from '80' to '81' by 'stats socket command'",
+            True,
+        ),
+        (
+            False,
+            True,
+            "no need to change the addr, can't change <port> to port map because it is incompatible",
+            False,
+        ),
+        (True, True, "Invalid addr 'x' by 'stats socket command'", False),
+        (True, True, "Permission denied", False),
+        (True, True, "", False),
+    ],
+)
+def test_replies_about_addresses(address: bool, port: bool, reply: str, accepted: bool) -> None:
+    """HAProxy says as much in failure as in success; only the whole change counts."""
+    names = [name for name, given in (("address", address), ("port", port)) if given]
+    wanted = desired(address="::1", port=81).entries[0].wanted
+    (step,) = _server_plan.place_steps(srv(), wanted, names)
+    assert step.accepts(reply) is accepted

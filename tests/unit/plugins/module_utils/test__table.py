@@ -89,7 +89,7 @@ def test_an_absent_key_is_answered_with_nothing() -> None:
 
 
 def test_tables() -> None:
-    reply = OLD.split("\n")[0] + "\n" + NEW.split("\n")[0] + "\n\n"
+    reply = OLD.splitlines()[0] + "\n" + NEW.splitlines()[0] + "\n\n"
     assert [table.name for table in _table.tables(reply)] == ["app", "mine/shared"]
     assert _table.tables("\n") == []
 
@@ -100,7 +100,7 @@ def test_tables() -> None:
         "No such table\n\n",
         "Permission denied\n\n",
         "# table: app, type: ip, size:x, used:0\n",
-        OLD.split("\n")[0] + "\n# contents not dumped due to insufficient privileges\n\n",
+        OLD.splitlines()[0] + "\n# contents not dumped due to insufficient privileges\n\n",
         OLD.replace("exp=3599994", "exp="),
         OLD.replace("gpc0=0", "gpc0=0x1"),
         OLD.replace("gpc0=0 ", "gpc0 "),
