@@ -168,6 +168,10 @@ class SecretStep(Step):
     def wire(self) -> Command:
         return _SecretCommand(self.command)
 
+    @property
+    def shown(self) -> str:
+        return self.wire.shown
+
 
 def _name_in(text: str) -> str:
     return " ".join(text[text.index("backend ") :].split(" ")[:2])
@@ -299,7 +303,7 @@ def _plan_absent(found: Found, desired: Desired, where: str) -> BackendChange:
         )
     steps = [Step(DELETE, f"del backend {name}", accepted=_DONE + r"Backend deleted\.")]
     if now.published:
-        steps.insert(0, dataclasses.replace(_publish(name, on=False), key=UNPUBLISH))
+        steps.insert(0, _publish(name, on=False)._replace(key=UNPUBLISH))
     return BackendChange(
         steps=tuple(steps),
         before={name: _view(now, desired)},

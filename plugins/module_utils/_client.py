@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import collections.abc as c
-import itertools
 import math
+import re
 import time
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _parse
@@ -39,6 +39,7 @@ _NO_BACKEND = "Can't find backend."
 _MANY_BACKENDS = 8
 # HAProxy closes an idle connection after its `stats timeout`, 10 s if not configured.
 SAFE_IDLE = 5.0
+_PID = re.compile(r"^Pid: [0-9]+$", re.M)
 _LEVELS = ("user", "operator", "admin")
 
 Key = tuple[str, str]
@@ -52,6 +53,8 @@ class Client:
         # Every command that changed something and was accepted, in order.
         self.applied: list[str] = []
         self._version: tuple[int, int] | None = None
+        # What the process said about itself when it was first asked.
+        self._info = ""
 
     @property
     def where(self) -> str:
@@ -77,11 +80,18 @@ class Client:
                 info = self._connection.exchange(["show info"])[0]
             except SocketError:
                 raise exc from None
-            # Rounded down, so a second is granted.
-            began = self._connection.began or 0.0
-            if _parse.uptime(info) + 1 < time.monotonic() - began:
+            if not self._is_same(info):
                 raise self._reloaded() from None
             return self._connection.exchange([command], patience=patience)[0]
+
+    def _is_same(self, info: str) -> bool:
+        """Whether the process that says this is the one that the task began with."""
+        known, now = _PID.search(self._info), _PID.search(info)
+        if known is not None and now is not None:
+            return known[0] == now[0]
+        # Rounded down, so a second is granted.
+        began = self._connection.began or 0.0
+        return _parse.uptime(info) + 1 >= time.monotonic() - began
 
     def say(self, command: str | Command, patience: float = 0.0) -> str:
         """One command of any kind; what its reply means, and whether it counts, is the caller's.
@@ -111,7 +121,8 @@ class Client:
     def version(self) -> tuple[int, int]:
         """Major and minor version, asked once."""
         if self._version is None:
-            self._version = _parse.version(self.read("show info"))
+            self._info = self._info or self.read("show info")
+            self._version = _parse.version(self._info)
         return self._version
 
     def require_version(self, since: tuple[int, int], what: str) -> None:
@@ -214,16 +225,17 @@ class Client:
         if not steps:
             return []
         sent = [*(step.wire for step in steps), *(Command(text) for text in then)]
-        number = itertools.count()
+        accepted: list[bool] = []
 
         def accept(_command: Command, reply: str) -> bool:
-            index = next(number)
-            return index >= len(steps) or steps[index].accepts(reply)
+            index = len(accepted)
+            accepted.append(index >= len(steps) or steps[index].accepts(reply))
+            return accepted[-1]
 
         try:
             replies = self._connection.exchange(sent, accept=accept, lockstep=lockstep)
         except BrokenOff as exc:
-            done = self._note(steps, exc.replies)
+            done = self._note(steps, accepted)
             started = min(exc.started, len(steps))
             unknown = [step.shown for step in steps[len(exc.replies) : started]]
             raise SocketError(
@@ -234,9 +246,9 @@ class Client:
                 unknown=unknown,
                 not_sent=[step.shown for step in steps[started:]],
             ) from None
-        done = self._note(steps, replies)
+        done = self._note(steps, accepted)
         refused = [
-            (step.shown, reply) for step, reply in zip(steps, replies) if not step.accepts(reply)
+            (step.shown, reply) for step, reply, ok in zip(steps, replies, accepted) if not ok
         ]
         if refused:
             command, reply = refused[0]
@@ -253,8 +265,8 @@ class Client:
             )
         return replies
 
-    def _note(self, steps: c.Sequence[Step], replies: c.Sequence[str]) -> list[str]:
-        done = [step.shown for step, reply in zip(steps, replies) if step.accepts(reply)]
+    def _note(self, steps: c.Sequence[Step], accepted: c.Sequence[bool]) -> list[str]:
+        done = [step.shown for step, ok in zip(steps, accepted) if ok]
         self.applied += done
         return done
 

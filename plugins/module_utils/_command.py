@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import collections.abc as c
-import dataclasses
 import difflib
 import re
 import typing as t
@@ -22,10 +21,10 @@ PAYLOAD_LIMIT = 15 * 1024
 _WORDS = 64
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+\Z")
+_HARMLESS = re.compile(r"[A-Za-z][A-Za-z0-9_.:/% -]*\Z")
 
 
-@dataclasses.dataclass(frozen=True)
-class Command:
+class Command(t.NamedTuple):
     """One line, and the lines of its payload if it has one."""
 
     text: str
@@ -40,8 +39,7 @@ class Command:
         return f"{self.text} <<({lines})"
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
+class Step(t.NamedTuple):
     """One command that changes something: what it changes, and which replies accept it."""
 
     key: t.Any
@@ -58,9 +56,11 @@ class Step:
 
     @property
     def shown(self) -> str:
-        return self.wire.shown
+        return self.command if self.payload is None else self.wire.shown
 
     def accepts(self, reply: str) -> bool:
+        if not self.accepted:
+            return not reply.strip()
         return re.fullmatch(self.accepted, reply.strip(), re.S) is not None
 
 
@@ -118,6 +118,10 @@ def encode(command: str | Command) -> bytes:
 
 
 def _encode_line(text: str, has_payload: bool) -> bytes:
+    # Most commands hold nothing that could mean something else.
+    short = len(text) < LINE_LIMIT and text.count(" ") < _WORDS
+    if not has_payload and short and _HARMLESS.match(text):
+        return text.encode("ascii") + b"\n"
     if not text.strip():
         raise InputError("an empty command cannot be sent", command=text)
     if re.search(r"[\n\r\0]", text):

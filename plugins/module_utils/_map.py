@@ -441,7 +441,7 @@ def renumbered(steps: c.Sequence[Step], version: int) -> list[Step]:
     match = _COMMIT.match(steps[-1].command)
     old = match.group(1) if match else ""
     return [
-        dataclasses.replace(step, command=step.command.replace(f" @{old} ", f" @{version} ", 1))
+        step._replace(command=step.command.replace(f" @{old} ", f" @{version} ", 1))
         for step in steps[1:]
     ]
 

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import collections.abc as c
 import csv
 import io
+import itertools
+import operator
 import re
 import typing as t
 
@@ -24,30 +27,60 @@ _STAT = "show stat"
 _CONN = "show servers conn"
 _STATE_COLUMNS = (
     "be_name",
-    "be_id",
     "srv_name",
-    "srv_id",
     "srv_addr",
-    "srv_port",
     "srv_fqdn",
-    "srv_op_state",
-    "srv_admin_state",
-    "srv_uweight",
-    "srv_iweight",
+    "srvrecord",
+    # Signed: the clock may have been set back, and a failed check counts below zero.
     "srv_time_since_last_change",
     "srv_check_health",
+    # All further ones are numbers of at least 0.
+    "be_id",
+    "srv_id",
+    "srv_port",
+    "srv_admin_state",
+    "srv_op_state",
+    "srv_uweight",
+    "srv_iweight",
     "srv_check_state",
     "srv_agent_state",
-    "srvrecord",
 )
 # Since HAProxy 2.4.
 _NEWER_COLUMNS = (
+    "srv_check_port",
+    "srv_agent_port",
     "srv_use_ssl",
     "srv_check_addr",
-    "srv_check_port",
     "srv_agent_addr",
-    "srv_agent_port",
 )
+_NOT_TOLD = dict.fromkeys(("ssl", "check_address", "check_port", "agent_address", "agent_port"))
+# What a Server calls all of them.
+_FIELDS = (
+    "backend",
+    "name",
+    "address",
+    "fqdn",
+    "srv_record",
+    "last_change",
+    "check_health",
+    "backend_id",
+    "id",
+    "port",
+    "admin",
+    "operational",
+    "weight",
+    "initial_weight",
+    "check_state",
+    "agent_state",
+    "check_port",
+    "agent_port",
+    "ssl",
+    "check_address",
+    "agent_address",
+    "maxconn",
+)
+# What tells which server it is, and whether it is in the wanted state.
+_FIRST_COLUMNS = ("be_name", "srv_name", "srv_id", "srv_admin_state")
 _LEVELS = ("user", "operator", "admin")
 
 
@@ -99,77 +132,93 @@ def servers_state(text: str) -> list[Server]:
     at = {name: index for index, name in enumerate(names)}
     try:
         wanted = [at[name] for name in _STATE_COLUMNS]
-        newer = [at[name] for name in _NEWER_COLUMNS] if _NEWER_COLUMNS[0] in at else []
+        if _NEWER_COLUMNS[0] in at:
+            wanted += [at[name] for name in _NEWER_COLUMNS]
     except KeyError as exc:
         raise ParseError(_STATE, f"no column {exc.args[0]}", line=lines[1]) from None
+    columns = _Columns(len(names), wanted)
+    be_name, srv_name, srv_id, admin = (at[name] for name in _FIRST_COLUMNS)
+    first = max(be_name, srv_name, srv_id, admin) + 1
     found = []
     for line in lines[2:]:
-        row = line.split()
+        row = line.split(None, first)
         if not row:
             continue
-        if len(row) < len(names):
-            raise ParseError(_STATE, f"{len(row)} columns instead of {len(names)}", line=line)
-        (
-            be,
-            be_id,
-            name,
-            srv_id,
-            addr,
-            port,
-            fqdn,
-            op,
-            adm,
-            uw,
-            iw,
-            since,
-            health,
-            check,
-            agent,
-            srv,
-        ) = (row[index] for index in wanted)
-        # HAProxy 2.2's own connection to its master, which no command may touch.
-        if (be, name[:4], addr) == ("MASTER", "cur-", "-"):
-            continue
         try:
-            found.append(
-                Server(
-                    backend=be,
-                    backend_id=_number(be_id),
-                    name=name,
-                    id=_number(srv_id),
-                    address=_text(addr),
-                    port=_number(port),
-                    fqdn=_text(fqdn),
-                    operational=operational(_number(op)),
-                    admin=_number(adm),
-                    weight=_number(uw),
-                    initial_weight=_number(iw),
-                    last_change=int(since),
-                    check_health=int(health),
-                    check_state=_number(check),
-                    agent_state=_number(agent),
-                    srv_record=_text(srv),
-                    **(_newer(*(row[index] for index in newer)) if newer else {}),
-                )
-            )
+            backend, name = row[be_name], row[srv_name]
+            known = {
+                "backend": backend,
+                "name": name,
+                "key": (backend, name),
+                "id": int(row[srv_id]),
+                "admin": int(row[admin]),
+                "_source": (columns, line),
+            }
         except (ValueError, IndexError):
             raise ParseError(_STATE, "a number was expected", line=line) from None
+        found.append(Server.read_later(known))
+    if "MASTER" in text:
+        return [server for server in found if not _own_connection(server)]
     return found
 
 
-def _newer(ssl: str, check: str, check_port: str, agent: str, agent_port: str) -> dict[str, t.Any]:
-    return {
-        # -1 for `no-ssl`.
-        "ssl": int(ssl) > 0,
-        "check_address": check_target(_text(check)),
-        "check_port": _number(check_port),
-        "agent_address": check_target(_text(agent)),
-        "agent_port": _number(agent_port),
-    }
+def _own_connection(server: Server) -> bool:
+    """HAProxy 2.2's own connection to its master, which no command may touch."""
+    if server.backend != "MASTER" or not server.name.startswith("cur-"):
+        return False
+    return server.address is None
+
+
+class _Columns:
+    """Where a line of `show servers state` has what."""
+
+    def __init__(self, count: int, wanted: list[int]) -> None:
+        self._count = count
+        self._pick = operator.itemgetter(*wanted)
+        self._newer = len(wanted) > len(_STATE_COLUMNS)
+
+    def fields(self, lines: c.Sequence[str]) -> list[dict[str, t.Any]]:
+        """Everything that a Server has, of many at once: column by column, it takes half the time."""
+        rows = [line.split() for line in lines]
+        for row, line in zip(rows, lines):
+            if len(row) < self._count:
+                problem = f"{len(row)} columns instead of {self._count}"
+                raise ParseError(_STATE, problem, line=line)
+        columns = list(zip(*map(self._pick, rows)))
+        try:
+            values: list[c.Iterable[t.Any]] = [
+                *columns[:2],
+                *(map(_text, column) for column in columns[2:5]),
+                *(map(int, column) for column in columns[5:7]),
+                *(_numbers(column) for column in columns[7:11]),
+                map(operational, _numbers(columns[11])),
+                *(_numbers(column) for column in columns[12:16]),
+            ]
+            if self._newer:
+                check_port, agent_port, ssl, check, agent = columns[16:]
+                values += [
+                    _numbers(check_port),
+                    _numbers(agent_port),
+                    # -1 for `no-ssl`.
+                    [int(word) > 0 for word in ssl],
+                    map(_target, check),
+                    map(_target, agent),
+                ]
+            else:
+                values += [itertools.repeat(None)] * 5
+            return [dict(zip(_FIELDS, row)) for row in zip(*values, itertools.repeat(None))]
+        except (ValueError, IndexError):
+            if len(lines) == 1:
+                raise ParseError(_STATE, "a number was expected", line=lines[0]) from None
+            return [self.fields([line])[0] for line in lines]
 
 
 def _text(word: str) -> str | None:
     return None if word == "-" else word
+
+
+def _target(text: str) -> str | None:
+    return None if text == "-" else check_target(text)
 
 
 def stat(text: str) -> list[dict[str, str]]:
@@ -294,11 +343,16 @@ def traffic(
     return found
 
 
-def _number(text: str) -> int:
+def _numbers(words: c.Sequence[str]) -> list[int]:
     # int() also takes signs, underscores and other alphabets' digits, which HAProxy never writes.
-    if not (text.isascii() and text.isdigit() and len(text) <= 20):
-        raise ValueError(text)
-    return int(text)
+    all_of_them = "".join(words)
+    if not (all_of_them.isascii() and all_of_them.isdigit()) or len(all_of_them) > 20 * len(words):
+        raise ValueError(words)
+    return list(map(int, words))
+
+
+def _number(text: str) -> int:
+    return _numbers([text])[0]
 
 
 def _stat_number(row: dict[str, str], name: str) -> int:

@@ -51,6 +51,8 @@ READABLE = (
 )
 # What HAProxy 2.2 sets without telling it.
 NEWER_COLUMNS = ("check_address", "check_port", "agent_address", "agent_port", "ssl")
+# What is compared as it is.
+_PLAIN = frozenset({"state", "maxconn", "health_checks", "agent_checks"})
 # What every server of a task may have for itself.
 MEMBER_VALUES = (*READABLE, "agent_send", "force_health", "force_agent", "shutdown_sessions")
 
@@ -139,6 +141,17 @@ class Wanted:
         """Whether something is done besides setting values."""
         return bool(self.force_health or self.force_agent or self.shutdown_sessions)
 
+    @functools.cached_property
+    def state_alone(self) -> bool:
+        """Whether setting the state is all: the common case, for thousands of servers at a time."""
+        return self.names == ("state",) and not self.acts and self.agent_send is None
+
+    def is_met_by(self, server: Server) -> bool:
+        """Whether nothing has to be sent."""
+        if self.state_alone:
+            return server.state == self.state
+        return not (self.acts or self.differences(server) or self.untold(server))
+
     @property
     def out(self) -> bool:
         """Whether the server is to be taken out of load balancing."""
@@ -148,6 +161,10 @@ class Wanted:
         """What has to change, as the values that a Server's attributes get."""
         found = {}
         for name, value in self.readable:
+            if name in _PLAIN:
+                if getattr(server, name) != value:
+                    found[name] = value
+                continue
             if name in NEWER_COLUMNS and not server.tells_everything:
                 continue
             have = getattr(server, name)
@@ -167,9 +184,13 @@ class Wanted:
     def untold(self, server: Server) -> list[str]:
         """What is given and cannot be compared with what this HAProxy tells of the server."""
         names = ["agent_send"] if self.agent_send is not None else []
-        if not server.tells_everything:
-            names += [name for name, _value in self.readable if name in NEWER_COLUMNS]
+        if self._newer and not server.tells_everything:
+            names += self._newer
         return names
+
+    @functools.cached_property
+    def _newer(self) -> list[str]:
+        return [name for name in self.names if name in NEWER_COLUMNS]
 
     def merged(self, other: Wanted, label: str) -> Wanted:
         """Both, for a server that is named twice; what contradicts is refused."""
@@ -253,6 +274,11 @@ class Desired:
     def wants(self, name: str) -> bool:
         """Whether any server is to have this."""
         return any(getattr(entry.wanted, name) is not None for entry in self.entries)
+
+    @functools.cached_property
+    def takes_its_time(self) -> bool:
+        """Whether more happens than values being set."""
+        return self.wait or self.drain_first or self.forget_clients
 
     def ready_waited_for(self, wanted: Wanted) -> bool:
         """Whether a passed check has to be seen."""

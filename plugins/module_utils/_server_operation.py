@@ -110,6 +110,8 @@ class Endpoint:
 
     client: Client
     snapshot: list[Server]
+    # All that the task names.
+    named: list[Target]
     plan: Plan
     checks: dict[Key, Check]
     # Stick tables that belong to the targets' backends, and what else pins their clients.
@@ -125,7 +127,7 @@ class Endpoint:
 
     @property
     def backends(self) -> dict[str, int]:
-        return {server.backend: server.backend_id for server in self.plan.targets}
+        return _ids(self.plan.targets)
 
 
 @dataclasses.dataclass
@@ -150,9 +152,10 @@ def prepare(client: Client, desired: Desired) -> Endpoint:
     """Level, one filtered read, targets, plan, floor: all that may fail before any command."""
     client.require_level("admin")
     snapshot = _snapshot(client, desired)
-    targets = _server_plan.resolve(snapshot, desired, client.where)
+    named = _server_plan.resolve(snapshot, desired, client.where)
+    targets = _server_plan.moving(named, desired)
     _require_versions(client, targets)
-    backends = {target.server.backend: target.server.backend_id for target in targets}
+    backends = _ids(target.server for target in targets)
     if targets and desired.wants("maxconn"):
         limits = _parse.maxconns(client.stat(backends, what=4))
         targets = [
@@ -177,7 +180,15 @@ def prepare(client: Client, desired: Desired) -> Endpoint:
         facts = dataclasses.replace(facts, forget=memory.look(targets, desired))
     plan = _server_plan.plan_servers(targets, desired, facts)
     _server_plan.check_floor(snapshot, plan.predicted, desired.min_ready, client.where)
-    return Endpoint(client, snapshot, plan, checks, memory.tables, memory.forgotten, memory.pinning)
+    return Endpoint(
+        client, snapshot, named, plan, checks, memory.tables, memory.forgotten, memory.pinning
+    )
+
+
+def _ids(servers: c.Iterable[Server]) -> dict[str, int]:
+    """The numbers of these servers' backends."""
+    one_of = {server.backend: server for server in servers}
+    return {backend: server.backend_id for backend, server in one_of.items()}
 
 
 def _snapshot(client: Client, desired: Desired) -> list[Server]:
@@ -297,7 +308,7 @@ class _Memory:
     def _look_at_cookies(self, drained: c.Sequence[Server]) -> None:
         if not drained:
             return
-        backends = {server.backend: server.backend_id for server in drained}
+        backends = _ids(drained)
         cookies = _parse.cookies(self._client.stat(backends, what=6))
         for server in drained:
             if server.key in cookies:
@@ -873,15 +884,23 @@ class Operation:
         servers: list[dict[str, t.Any]] = []
         several = len(self.endpoints) > 1
         for point in self.endpoints:
-            plan = point.plan
-            last = [point.now.get(server.key, server) for server in plan.targets]
+            plan, now, changed = point.plan, point.now, point.plan.changed_keys
             prefix = f"{point.client.where} " if several else ""
-            before.update({prefix + label: view for label, view in plan.view(plan.targets).items()})
-            after.update({prefix + label: view for label, view in plan.view(last).items()})
-            changed = plan.changed_keys
-            for server in last:
-                if self.returned == "all" or (self.returned == "changed" and server.key in changed):
-                    servers.append(self._returned(point, server))
+            last = {server.key: now.get(server.key, server) for server in plan.targets}
+            for server in plan.targets:
+                if server.key in changed:
+                    label = prefix + server.label
+                    before[label] = plan.view(server)
+                    after[label] = plan.view(last[server.key])
+            if self.returned == "all":
+                named = {target.key: target.server for target in point.named}
+                shown = [server for _key, server in sorted((named | last).items())]
+            elif self.returned == "changed":
+                shown = [server for key, server in last.items() if key in changed]
+            else:
+                shown = []
+            Server.read_now(shown)
+            servers += [self._returned(point, server) for server in shown]
         return Outcome(
             commands,
             before,
@@ -895,10 +914,9 @@ class Operation:
     @staticmethod
     def _returned(point: Endpoint, server: Server) -> dict[str, t.Any]:
         traffic = point.traffic.get(server.key)
-        return {
-            "socket": point.client.socket,
-            **server.as_dict(),
-            "streams": None if traffic is None else traffic.streams,
-            "connections": None if traffic is None else traffic.used,
-            "idle_connections": None if traffic is None else traffic.idle,
-        }
+        shown = server.as_dict()
+        shown["socket"] = point.client.socket
+        shown["streams"] = None if traffic is None else traffic.streams
+        shown["connections"] = None if traffic is None else traffic.used
+        shown["idle_connections"] = None if traffic is None else traffic.idle
+        return shown

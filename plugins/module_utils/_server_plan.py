@@ -55,8 +55,7 @@ _BY = " by 'stats socket command'"
 _FORCED = {"up": "running", "stopping": "stopping", "down": "stopped"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
+class Target(t.NamedTuple):
     """A server as it was read, and what is wanted of it."""
 
     server: Server
@@ -112,19 +111,14 @@ class Plan:
     def changed_keys(self) -> set[Key]:
         return {step.key for phase in self.phases for step in phase.steps}
 
-    def view(self, servers: c.Iterable[Server]) -> dict[str, dict[str, t.Any]]:
-        """The managed values of the servers that the plan changes, for a diff."""
-        changed = self.changed_keys
-        return {
-            server.label: {name: getattr(server, name) for name in self.managed[server.key]}
-            for server in servers
-            if server.key in changed
-        }
+    def view(self, server: Server) -> dict[str, t.Any]:
+        """The managed values of one of its servers, for a diff."""
+        return {name: getattr(server, name) for name in self.managed[server.key]}
 
 
 def path(key: Key) -> str:
-    """`backend/server`, as commands name a server."""
-    return f"{word(normal_name(key[0], 'backend'))}/{word(normal_name(key[1], 'server'))}"
+    """`backend/server`, as commands name a server; names hold nothing that needs escaping."""
+    return f"{normal_name(key[0], 'backend')}/{normal_name(key[1], 'server')}"
 
 
 def set_state(key: Key, state: str) -> Step:
@@ -150,12 +144,13 @@ def shutdown_sessions(key: Key) -> Step:
 
 
 def resolve(servers: c.Sequence[Server], desired: Desired, where: str) -> list[Target]:
-    """The servers that the task names; each name must match unless `missing: ignore`."""
+    """The servers that the task names, in any order; each name must match, or `missing: ignore`."""
     # HAProxy lists the servers of a backend that is `disabled` in the configuration, without an
     # id, and refuses every command for them.
     known = [server for server in servers if server.id]
     scopes: dict[str | None, dict[str, list[Server]]] = {}
     found: dict[Key, Target] = {}
+    alone = len(desired.entries) == 1
     missing = []
     for entry in desired.entries:
         by_name = scopes.get(entry.backend)
@@ -164,6 +159,8 @@ def resolve(servers: c.Sequence[Server], desired: Desired, where: str) -> list[T
         matching = _matching(entry.pattern, by_name)
         if not matching:
             missing.append(entry)
+        elif alone:
+            return [Target(server, entry.wanted) for server in matching]
         for server in matching:
             target = found.get(server.key)
             if target is None:
@@ -173,7 +170,7 @@ def resolve(servers: c.Sequence[Server], desired: Desired, where: str) -> list[T
                 found[server.key] = Target(server, both)
     if missing and desired.missing != "ignore":
         raise _not_found(missing, scopes[missing[0].backend], where)
-    return [found[key] for key in sorted(found)]
+    return list(found.values())
 
 
 def _scope(
@@ -182,16 +179,17 @@ def _scope(
     """The servers among which an entry chooses, by their names."""
     name, number = entry.backend, None if entry.backend is None else numbered(entry.backend)
 
-    def inside(server: Server) -> bool:
+    def inside(all_of_them: c.Iterable[Server]) -> c.Iterable[Server]:
         if name is None:
-            return True
-        return server.backend == name if number is None else server.backend_id == number
+            return all_of_them
+        if number is None:
+            return [server for server in all_of_them if server.backend == name]
+        return [server for server in all_of_them if server.backend_id == number]
 
     by_name: dict[str, list[Server]] = {}
-    for server in known:
-        if inside(server):
-            by_name.setdefault(server.name, []).append(server)
-    if name is not None and not by_name and any(inside(server) for server in servers):
+    for server in inside(known):
+        by_name.setdefault(server.name, []).append(server)
+    if name is not None and not by_name and inside(servers):
         raise NotFoundError(
             f"the backend {name} at {where} is disabled in HAProxy's configuration, "
             "so its servers cannot be changed; enable it there and reload",
@@ -225,52 +223,67 @@ def plan_servers(targets: c.Sequence[Target], desired: Desired, facts: Facts | N
     """The commands that take the targets to where the task wants them."""
     known = facts or Facts()
     plans = []
+    first: list[Step] = []
+    second: list[Step] = []
     predicted = []
+    wanted = {}
     managed: dict[Key, tuple[str, ...]] = {}
+    changed: dict[Key, tuple[str, ...]] = {}
     for target in targets:
-        if _rests(target, desired):
-            predicted.append(target.server)
-            managed[target.key] = target.wanted.names
+        server, key = target.server, target.server.key
+        wanted[key] = target.wanted
+        state = _only_state(target, desired)
+        if state is not None:
+            first.append(set_state(key, state))
+            predicted.append(server.with_state(state))
+            managed[key], changed[key] = target.wanted.names, ("state",)
             continue
         one = _plan_one(target, desired, known)
         plans.append(one)
+        first += one.first
+        second += one.second
         predicted.append(one.predicted)
-        managed[target.key] = one.managed
+        managed[key] = one.managed
+        if one.differences:
+            changed[key] = tuple(one.differences)
     goals = {one.server.key: one.goal for one in plans if one.goal}
-    first = tuple(step for one in plans for step in one.first)
-    second = tuple(step for one in plans for step in one.second)
     phases = []
     if second:
         draining = {one.server.key: DRAINED for one in plans if one.drains_first}
         settle = tuple(one.server.key for one in plans if one.settles)
         leaving = tuple(one.server.key for one in plans if one.leaves == 1)
-        phases.append(Phase(first, draining, settle, leaving))
+        phases.append(Phase(tuple(first), draining, settle, leaving))
         leaving = tuple(one.server.key for one in plans if one.leaves == 2)
-        phases.append(Phase(second, goals, leaving=leaving))
+        phases.append(Phase(tuple(second), goals, leaving=leaving))
     elif first or goals:
         leaving = tuple(one.server.key for one in plans if one.leaves)
-        phases.append(Phase(first, goals, leaving=leaving))
+        phases.append(Phase(tuple(first), goals, leaving=leaving))
     return Plan(
         tuple(target.server for target in targets),
         tuple(phases),
         tuple(predicted),
-        {target.key: target.wanted for target in targets},
+        wanted,
         managed,
-        {one.server.key: tuple(one.differences) for one in plans if one.differences},
+        changed,
         {command: why for one in plans for command, why in one.lasting.items()},
     )
 
 
-def _rests(target: Target, desired: Desired) -> bool:
-    """Whether there is nothing to do and nothing to wait for: most servers of a large HAProxy."""
+def _only_state(target: Target, desired: Desired) -> str | None:
+    """The state, if setting it is all there is to do."""
     wanted = target.wanted
-    return not (
-        desired.wait
-        or desired.forget_clients
-        or wanted.acts
-        or wanted.differences(target.server)
-        or wanted.untold(target.server)
-    )
+    if desired.takes_its_time or not wanted.state_alone or wanted.state == target.server.state:
+        return None
+    return wanted.state
+
+
+def moving(targets: c.Sequence[Target], desired: Desired) -> list[Target]:
+    """Those with which something has to be done, or waited for; few of a large HAProxy's."""
+    if desired.wait or desired.forget_clients:
+        found = list(targets)
+    else:
+        found = [target for target in targets if not target.wanted.is_met_by(target.server)]
+    return sorted(found, key=lambda target: target.key)
 
 
 @dataclasses.dataclass
@@ -346,7 +359,7 @@ def _sent_blindly(
 def _plan_values(one: _One, wanted: Wanted, facts: Facts) -> None:
     """Everything but the state: checks and weight now, the place where clients go next to it."""
     server, differences, blindly = one.server, one.differences, one.blindly
-    if not differences and not blindly:
+    if differences.keys() <= {"state"} and not blindly:
         return
     _refuse(server, wanted, differences, blindly)
     if "weight" in differences:
@@ -365,7 +378,7 @@ def _plan_state(one: _One, wanted: Wanted, desired: Desired, facts: Facts) -> No
     """The state, before a new place if the server goes out, and behind it if it comes back."""
     server, differences = one.server, one.differences
     key, state = server.key, differences.get("state")
-    move = place_steps(server, wanted, differences)
+    move = place_steps(server, wanted, differences.keys() - {"state"})
     proving = desired.ready_waited_for(wanted)
     if desired.drain_first and wanted.state == MAINT and server.state != MAINT:
         one.drains_first = True
@@ -447,7 +460,7 @@ def _plan_clients(one: _One, wanted: Wanted, desired: Desired, facts: Facts) -> 
     key = one.server.key
     if desired.forget_clients and wanted.out:
         for step in facts.forget.get(key, ()):
-            one.first.append(dataclasses.replace(step, key=key))
+            one.first.append(step._replace(key=key))
             one.lasting[step.command] = f"the clients of {one.server.label} stay forgotten"
     if kills(wanted, drain_first=desired.drain_first) and facts.streams.get(key):
         step = shutdown_sessions(key)
@@ -504,8 +517,10 @@ def place_steps(
 
     `port` is HAProxy's own word for it, `+10` for one that is added to the client's.
     """
+    steps: list[Step] = []
+    if not names:
+        return steps
     where = path(server.key)
-    steps = []
     if "address" in names or "port" in names:
         address = wanted.address if "address" in names else server.address
         command = f"set server {where} addr {address}"

@@ -192,6 +192,8 @@ class Connection:
         self._tls = tls or Tls()
         self._socket: socket.socket | None = None
         self._buffer = bytearray()
+        # How much of the buffer has been searched for a prompt.
+        self._searched = 0
         self._prompt = _PROMPT
         # A worker behind the master is talked to in lock-step: what the master does with several
         # lines at once differs between versions.
@@ -206,6 +208,7 @@ class Connection:
         deadline = time.monotonic() + self.timeout
         self._socket = self._connect(deadline)
         self._buffer.clear()
+        self._searched = 0
         self._prompt = _PROMPT
         try:
             self._handshake(deadline)
@@ -239,8 +242,8 @@ class Connection:
         window = 1 if lockstep else self._window
         asked = [Command(text) if isinstance(text, str) else text for text in commands]
         lines = [encode(command) for command in asked]
-        for command in asked:
-            if self.address.master and command.text.lstrip(" \t").startswith("@"):
+        for command in asked if self.address.master else ():
+            if command.text.lstrip(" \t").startswith("@"):
                 raise InputError(
                     f"the command {command.text!r} would leave the worker that was chosen; name "
                     "the socket of another process instead",
@@ -261,13 +264,7 @@ class Connection:
                     out += lines[started]
                     started += 1
                 self._move(out, deadline, asked[len(replies)].shown)
-                while len(replies) < started:
-                    # A reply that is alone on its way ends where the data ends, so a prompt inside
-                    # its text is not mistaken for its end.
-                    alone = started - len(replies) == 1
-                    reply = self._take_reply(asked[len(replies)], alone=alone)
-                    if reply is None:
-                        break
+                for reply in self._take_replies(asked[len(replies) : started]):
                     deadline = time.monotonic() + allowed
                     if accept is not None and not accept(asked[len(replies)], reply):
                         stopped = True
@@ -545,16 +542,34 @@ class Connection:
         if self.address.master and self._buffer.startswith(_NO_WORKER):
             raise self._no_worker()
 
-    def _take_reply(self, command: Command, *, alone: bool) -> str | None:
+    def _take_replies(self, waiting: c.Sequence[Command]) -> list[str]:
+        """The replies that are complete, of those that are on their way."""
         buffer, prompt = self._buffer, self._prompt
-        if alone:
-            end = len(buffer) - len(prompt) if buffer.endswith(prompt) else -1
+        if len(waiting) > 1:
+            if buffer.find(prompt, max(self._searched - len(prompt), 0)) < 0:
+                self._searched = len(buffer)
+                return []
+            *found, rest = bytes(buffer).split(prompt, len(waiting))
         else:
-            end = buffer.find(prompt)
-        if end < 0:
-            return None
-        text = buffer[:end].decode("utf-8", "replace")
-        del buffer[: end + len(prompt)]
+            found, rest = [], bytes(buffer) if buffer.endswith(prompt) else b""
+        if rest and len(found) >= len(waiting) - 1:
+            # A reply that is alone on its way ends where the data ends, so a prompt inside its text
+            # is not mistaken for its end.
+            if len(found) == len(waiting):
+                rest = found.pop() + prompt + rest
+            if rest.endswith(prompt):
+                found.append(rest[: -len(prompt)])
+                rest = b""
+        if found:
+            buffer[:] = rest
+            self._searched = 0
+        return [
+            self._text(reply, command) if reply else "" for reply, command in zip(found, waiting)
+        ]
+
+    @staticmethod
+    def _text(reply: bytes, command: Command) -> str:
+        text = reply.decode("utf-8", "replace")
         if command.payload is not None:
             # HAProxy asks for the lines of a payload with this; since 3.2 only if it has to wait,
             # and then again and again, thousands of times.

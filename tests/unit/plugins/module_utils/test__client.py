@@ -71,6 +71,20 @@ def test_another_process_is_another_state() -> None:
     assert wire.asked == ["show b", "show info"]
 
 
+@pytest.mark.parametrize("pid", [7, 8])
+def test_the_process_is_known_by_its_number(pid: int) -> None:
+    """However young it is."""
+    infos = ["Version: 3.2.1\nPid: 7\n", f"Pid: {pid}\nUptime_sec: 0\n"]
+    one, wire = client({"show info": infos, "show b": [closed(), "b"]})
+    assert one.version == (3, 2)
+    if pid == 7:
+        wire.began -= 100
+        assert one.read("show b") == "b"
+    else:
+        with pytest.raises(SocketError, match="reloaded"):
+            one.read("show b")
+
+
 def test_nobody_there_any_more() -> None:
     one, _wire = client({"show b": closed(), "show info": SocketError("gone")})
     with pytest.raises(_transport.ClosedIdle, match="closed"):
@@ -90,7 +104,7 @@ def test_nobody_there_any_more() -> None:
     ],
 )
 def test_levels(level: str, needed: str, enough: bool) -> None:
-    one, _wire = client({"show cli level": f"{level}\n"})
+    one, _wire = client({"show cli level": f"{level}\n", "show info": "Pid: 7\n"})
     if enough:
         one.require_level(needed)
     else:
@@ -122,7 +136,13 @@ def test_what_broke_off_is_accounted_for() -> None:
     cause = SocketError("cut", socket="/run/a.sock")
     broken = _transport.BrokenOff(cause, ["", ""], 4)
     one, wire = client({})
-    wire.exchange = lambda *args, **more: (_ for _ in ()).throw(broken)  # type: ignore[method-assign]
+
+    def exchange(commands: t.Any, *, accept: t.Any, **more: t.Any) -> list[str]:
+        for reply in broken.replies:
+            assert accept(Command("x"), reply) is True
+        raise broken
+
+    wire.exchange = exchange  # type: ignore[method-assign,assignment]
     with pytest.raises(
         SocketError, match="2 were carried out, 2 have an unknown outcome, 2 were"
     ) as caught:

@@ -170,6 +170,11 @@ def test_parse_errors(kind: str, text: str, words: str) -> None:
         getattr(_parse, kind)(text)
 
 
+def read(text: str) -> list[dict[str, t.Any]]:
+    """Every column, also of those that are read late."""
+    return [server.as_dict() for server in _parse.servers_state(text)]
+
+
 @pytest.mark.parametrize("value", ["-1", "x", "1_0", "٣", "", "9"])
 def test_numbers_are_not_guessed(value: str) -> None:
     lines = said("2.6", "show_servers_state").splitlines()
@@ -177,11 +182,11 @@ def test_numbers_are_not_guessed(value: str) -> None:
     row = lines[2].split()
     row[column] = value or "--"
     with pytest.raises(ParseError, match="a number was expected"):
-        _parse.servers_state("\n".join([lines[0], lines[1], " ".join(row)]))
+        read("\n".join([lines[0], lines[1], " ".join(row)]))
 
 
-PARSERS = [
-    _parse.servers_state,
+PARSERS: list[t.Callable[[str], t.Any]] = [
+    read,
     lambda text: _parse.checks(_parse.stat(text)),
     lambda text: _parse.streams(_parse.stat(text)),
     _parse.servers_conn,
