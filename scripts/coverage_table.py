@@ -139,7 +139,7 @@ What serves which command of HAProxy's runtime API
 Every command that ``help`` lists on HAProxy {versions} is here, by its leading words. {served} of the
 {total} are served by a module that compares, checks and reads back; {only} only by
 :ansplugin:`clearproxy.haproxy.haproxy_command#module`, which also takes all the others;
-{connection} are about the connection, which every module opens and closes itself.
+{connection} are about the connection, which every module looks after itself.
 
 Commands of the master process itself (``show proc``, ``reload``) are not among them.
 

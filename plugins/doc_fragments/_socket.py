@@ -15,7 +15,7 @@ options:
     description:
       - Where HAProxy's admin socket is, as written in a C(stats socket) line of its configuration.
         A path, C(unix:///path), C(tcp://host:port), C(tcp://[ipv6]:port), or C(tls://host:port)
-        for a port that speaks TLS; see the notes for how HAProxy is made to.
+        for a port that speaks TLS; see the notes.
       - C(master:///path) or C(master://host:port) is the socket of the master process, the one of
         HAProxy's command line option C(-S). The worker that is current when the task begins is
         talked to through it, until the task ends.
@@ -30,7 +30,7 @@ options:
   timeout:
     description:
       - Seconds that HAProxy has for accepting the connection, and then for each reply, in full.
-      - Must be above 0.
+      - Must be above 0, and at most 86400, a day.
     type: float
     default: 10.0
   client_cert:
@@ -54,15 +54,8 @@ options:
     type: bool
     default: true
 notes:
-  - A port that administers HAProxy over a network needs TLS and client certificates. C(ssl) on a
-    C(stats socket) line does not give them. HAProxy 2.6 and later (measured up to 3.4) ignore it
-    there without a word, speak plain text and ask nobody for a certificate. What works in every
-    version is a section before the unix socket, here with the server's certificate and key in
-    C(admin.pem) and the authority of the clients' in C(operators.pem).
-    C(listen admin), C(mode tcp),
-    C(bind :9999 ssl crt /etc/haproxy/admin.pem ca-file /etc/haproxy/operators.pem verify required),
-    C(timeout client 1h), C(timeout server 1h), C(server admin unix@/run/haproxy/admin.sock).
-  - With C(chroot /DIR) in HAProxy's configuration, that section reaches only what is below the
-    directory. There, C(stats socket /DIR/admin.sock user haproxy mode 600 level admin) goes with
-    C(server admin unix@/admin.sock).
+  - HAProxy 2.6 and later (measured up to 3.4) ignore C(ssl) on a C(stats socket) line without a
+    word, speak plain text and ask nobody for a certificate. R(The guide to the runtime
+    API,ansible_collections.clearproxy.haproxy.docsite.guide_runtime_api) has the section that gives
+    the socket TLS and client certificates.
 """

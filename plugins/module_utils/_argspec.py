@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections.abc as c
 import contextlib
 import gc
-import math
 import typing as t
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._client import Client
@@ -20,6 +19,9 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._transport impo
     parse_address,
     usual_address,
 )
+
+# A day. What the system is asked to wait for has a limit, too.
+LONGEST_TIMEOUT = 86400
 
 
 def socket_spec() -> dict[str, t.Any]:
@@ -38,8 +40,10 @@ def socket_spec() -> dict[str, t.Any]:
 def addresses(params: c.Mapping[str, t.Any]) -> list[Address]:
     """Where to talk to; the first usual path that exists if nothing was named."""
     timeout = params["timeout"]
-    if not (math.isfinite(timeout) and timeout > 0):
-        raise InputError(f"timeout {timeout}: must be a number of seconds above 0")
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        raise InputError(
+            f"timeout {timeout}: must be a number of seconds above 0, and at most {LONGEST_TIMEOUT}"
+        )
     named = params["socket"]
     if named is None:
         return [usual_address()]

@@ -22,6 +22,8 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._command import
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._dynamic_server import (
     delete_when_free,
+    failed_again,
+    process_of,
     stay_open,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import (
@@ -30,6 +32,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import 
     InputError,
     NotFoundError,
     ParseError,
+    SocketError,
     WaitError,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._operation import Change, Job
@@ -389,32 +392,45 @@ class BackendJob(Job[Found, BackendChange]):
     ) -> tuple[BackendChange, list[Step]]:
         again, left = super().left_over(client, change, now)
         if any(step.command.startswith("enable dynamic-cookie ") for step in left):
+            name = self.desired.backend
+            try:
+                client.apply([Step(CHANGE, f"disable dynamic-cookie backend {name}")])
+                end = "they were disabled again"
+            except Error as exc:
+                end = f"they could not be disabled again: {exc}"
             raise Error(
-                f"the backend {self.desired.backend} at {client.where} has dynamic cookies enabled "
-                "now, but its servers got none, because it has no key: give dynamic_cookie_key"
+                f"dynamic cookies were enabled for the backend {name} at {client.where}, but its "
+                f"servers got none, because it has no key: give dynamic_cookie_key; {end}"
             )
         return again, left
 
     def _delete(self, client: Client, change: BackendChange) -> None:
         name = self.desired.backend
         unpublish, (step,) = change.stage(UNPUBLISH), change.stage(DELETE)
-        client.apply(unpublish)
-        timeout = self.desired.wait_timeout
+        timeout, process = self.desired.wait_timeout, process_of(client)
+        before = len(client.applied)
         try:
+            client.apply(unpublish)
             if delete_when_free(client, step, _BUSY, f"be-removable {name}", timeout):
                 return
             raise WaitError(
                 f"after {timeout:g} s the backend {name} at {client.where} still has streams, so "
                 "HAProxy does not delete it"
             )
-        except (CommandError, WaitError) as exc:
-            left = self._publish_again(client) if unpublish else "it is as it was"
-            raise type(exc)(f"{exc}; {left}", **exc.details) from None
+        except (CommandError, SocketError, WaitError) as exc:
+            touched = len(client.applied) > before or bool(exc.details.get("unknown"))
+            left = "it is as it was"
+            if unpublish and touched:
+                left = self._publish_again(client, process)
+            raise failed_again(exc, left) from None
 
-    def _publish_again(self, client: Client) -> str:
+    def _publish_again(self, client: Client, process: str) -> str:
         """Undo what preceded the deletion; the result completes the sentence."""
         try:
+            # The connection may have been lost, and another process may answer now.
+            if process_of(client) != process:
+                return "HAProxy was restarted meanwhile, so it is as the configuration says"
             client.apply([_publish(self.desired.backend, on=True)])
         except Error as exc:
-            return f"it could not be published again: {exc}"
+            return f"it may be unpublished, and could not be published again: {exc}"
         return "it was published again"

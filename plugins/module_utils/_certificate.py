@@ -263,6 +263,9 @@ class Held:
 
 def parse_listing(text: str, kind: Kind) -> Listing:
     """`show ssl cert`, `show ssl ca-file`, `show ssl crl-file`."""
+    if not text.strip("\n"):
+        # Where there is none HAProxy may leave out the heading too.
+        return Listing(())
     command = f"show ssl {kind.word}"
     section = ""
     names: list[str] = []

@@ -39,6 +39,8 @@ _NO_BACKEND = "Can't find backend."
 _MANY_BACKENDS = 8
 # HAProxy closes an idle connection after its `stats timeout`, 10 s if not configured.
 SAFE_IDLE = 5.0
+# HAProxy 3.0 and later end with a fatal error when this exceeds 2^31 ms, nearly 25 days.
+_LONGEST_OPEN = 20 * 86400
 _PID = re.compile(r"^Pid: [0-9]+$", re.M)
 _LEVELS = ("user", "operator", "admin")
 
@@ -163,7 +165,8 @@ class Client:
 
     def keep_open(self, seconds: float) -> None:
         """Let this connection be idle for so long, whatever the configuration's `stats timeout`."""
-        self.read(f"set timeout cli {math.ceil(seconds + self._connection.timeout + SAFE_IDLE)}")
+        allowed = math.ceil(seconds + self._connection.timeout + SAFE_IDLE)
+        self.read(f"set timeout cli {min(allowed, _LONGEST_OPEN)}")
 
     def servers(self, backend: str | None) -> list[Server]:
         """The servers of one backend, or of all."""

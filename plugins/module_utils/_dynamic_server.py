@@ -9,6 +9,7 @@ import collections.abc as c
 import dataclasses
 import ipaddress
 import math
+import re
 import time
 import typing as t
 
@@ -68,6 +69,9 @@ _KEYWORDS = {
 SETTINGS = ("address", "port", *_KEYWORDS)
 _FLAGS = ("backup", "ssl", "check", "agent_check")
 _ADDRESSES = ("address", "check_address", "agent_address")
+# HAProxy makes such cookies of the address and the backend's key.
+_DYNAMIC_COOKIE = re.compile(r"[0-9a-f]{16}")
+_PID = re.compile(r"^Pid: [0-9]+$", re.M)
 # What HAProxy makes of a setting that a server line does not mention.
 _DEFAULTS: dict[str, t.Any] = {
     **dict.fromkeys(SETTINGS),
@@ -117,6 +121,10 @@ class Found:
     # The balance algorithm; None if HAProxy does not list the backend: it is disabled. Only read
     # if there is no such server.
     algorithm: str | None = None
+    # Whether HAProxy's configuration disables the backend; only known if there is such a server.
+    disabled: bool = False
+    # The servers that track this one; only read if it may be deleted.
+    trackers: tuple[str, ...] = ()
 
 
 NOTHING = Found(frozenset(), None)
@@ -135,6 +143,8 @@ class Desired:
     recreate: bool = False
     wait_timeout: float = 0.0
     on_timeout: str = "fail"
+    # Checks that a recreated server keeps, switched off.
+    dormant: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -179,6 +189,8 @@ class ServerChange(Change):
     """A change in stages that can be taken back to what was found."""
 
     found: Found = NOTHING
+    # The settings that the diff shows.
+    managed: tuple[str, ...] = ()
 
     def stage(self, name: str) -> list[Step]:
         return [step for step in self.steps if step.key == name]
@@ -198,6 +210,8 @@ def normal_setting(name: str, value: t.Any, backend: str) -> t.Any:
     if name == "cookie":
         word(value)
     low, high = _RANGES.get(name, (None, None))
+    if low is not None and isinstance(value, bool):
+        raise InputError(f"{name} {str(value).lower()}: must be a number, not a boolean")
     if low is not None and high is not None and not low <= value <= high:
         raise InputError(f"{name} {value}: must be from {low} to {high}")
     return value
@@ -296,8 +310,9 @@ def plan_server(
     found: Found, desired: Desired, version: tuple[int, int], where: str
 ) -> ServerChange:
     """The commands that make the server what the task wants, and what it is afterwards."""
+    _refuse_changing(found, desired, where)
     if not desired.present:
-        return _plan_absent(found, desired)
+        return _plan_absent(found, desired, where)
     if found.server is None:
         _refuse_adding(found, desired, where)
         target = desired.admin_state or READY
@@ -323,23 +338,82 @@ def plan_server(
         for name in (f"{desired.name}:{number}" for number in range(len(found.names) + 1))
         if name not in found.names
     )
+    _refuse_deleting(found, desired, where)
+    again = _recreated(found, server, desired, version, where)
     trial = dataclasses.replace(
-        desired,
+        again,
         name=probe,
-        settings={name: value for name, value in desired.settings.items() if name != "id"},
+        settings={name: value for name, value in again.settings.items() if name != "id"},
     )
     steps = [
         Step(PROBE, _add_line(trial), accepted=_REGISTERED),
         Step(PROBE, f"del server {trial.label}", accepted=_DELETED),
         *_removing(desired.label, server),
-        *_adding(desired, target),
+        *_adding(again, target),
     ]
-    return _change(found, desired, steps, _predicted(desired, target))
+    after = _predicted(again, target)
+    more = [name for name in after if after[name] != server[name]]
+    return _change(found, desired, steps, after, more)
 
 
-def _plan_absent(found: Found, desired: Desired) -> ServerChange:
+def _recreated(
+    found: Found, server: Settings, desired: Desired, version: tuple[int, int], where: str
+) -> Desired:
+    """The task, and what HAProxy tells of the server where the task does not name it."""
+    settings = desired.settings
+    kept = {
+        name: server[name]
+        for name in SETTINGS
+        if name not in settings and server[name] != _DEFAULTS[name]
+    }
+    if settings.get("check"):
+        kept.pop("track", None)
+    dormant = {"check": found.can_check, "agent_check": found.can_agent_check}
+    if "track" in settings or "track" in kept:
+        kept.pop("check", None)
+        dormant["check"] = False
+    cookie = kept.get("cookie")
+    if cookie is not None and _DYNAMIC_COOKIE.fullmatch(cookie):
+        # HAProxy makes it again, or another one for another address.
+        del kept["cookie"]
+    elif cookie is not None and version < (3, 0):
+        raise InputError(
+            f"{desired.label} at {where} has the cookie {cookie!r}, which HAProxy before 3.0 gives "
+            "no server that is added at run time, so it cannot be recreated"
+        )
+    if kept.get("ssl") and not desired.options:
+        raise InputError(
+            f"{desired.label} at {where} speaks TLS, and HAProxy does not tell how it verifies: "
+            "name ssl, and with ssl: true also options, such as [verify, none], to recreate it"
+        )
+    return dataclasses.replace(
+        desired,
+        settings={**kept, **settings},
+        dormant=tuple(name for name, there in dormant.items() if there),
+    )
+
+
+def _refuse_changing(found: Found, desired: Desired, where: str) -> None:
+    if found.server is not None and found.disabled:
+        raise InputError(
+            f"the backend {desired.backend} at {where} is disabled in HAProxy's configuration; "
+            "HAProxy neither changes nor deletes its servers at run time"
+        )
+
+
+def _refuse_deleting(found: Found, desired: Desired, where: str) -> None:
+    if found.trackers:
+        several = "…" if len(found.trackers) > 3 else ""
+        raise InputError(
+            f"{desired.label} at {where} is tracked by {', '.join(found.trackers[:3])}{several}, "
+            "and HAProxy does not delete servers that others track"
+        )
+
+
+def _plan_absent(found: Found, desired: Desired, where: str) -> ServerChange:
     if found.server is None:
         return ServerChange((), {}, {}, {"servers": []}, found)
+    _refuse_deleting(found, desired, where)
     seen = {name: found.server[name] for name in ("address", "port", "admin_state")}
     return ServerChange(
         steps=tuple(_removing(desired.label, found.server)),
@@ -394,7 +468,7 @@ def _add_line(desired: Desired) -> str:
     for name, keyword in _KEYWORDS.items():
         value = settings.get(name)
         if name in _FLAGS:
-            words += [keyword] if value else []
+            words += [keyword] if value or name in desired.dormant else []
         elif value is not None:
             words += [keyword, word(str(value))]
     words += [word(text) for text in desired.options]
@@ -465,9 +539,13 @@ def _predicted(desired: Desired, state: str) -> Settings:
 
 
 def _change(
-    found: Found, desired: Desired, steps: c.Iterable[Step], after: Settings
+    found: Found,
+    desired: Desired,
+    steps: c.Iterable[Step],
+    after: Settings,
+    more: c.Iterable[str] = (),
 ) -> ServerChange:
-    managed = [*desired.settings, "admin_state"]
+    managed = tuple(dict.fromkeys([*desired.settings, "admin_state", *more]))
 
     def view(settings: Settings | None) -> dict[str, t.Any]:
         if settings is None:
@@ -478,9 +556,22 @@ def _change(
         steps=tuple(steps),
         before=view(found.server),
         after=view(after),
-        result={"servers": [{"backend": desired.backend, "name": desired.name, **after}]},
+        result={"servers": [_row(desired, after)]},
         found=found,
+        managed=managed,
     )
+
+
+def _row(desired: Desired, settings: Settings) -> dict[str, t.Any]:
+    return {
+        "backend": desired.backend,
+        "name": desired.name,
+        **settings,
+        # As the other modules of the collection call them.
+        "state": settings["admin_state"],
+        "health_checks": settings["check"],
+        "agent_checks": settings["agent_check"],
+    }
 
 
 def _shown(value: t.Any) -> str:
@@ -514,9 +605,20 @@ def delete_when_free(client: Client, step: Step, busy: str, condition: str, time
 
 
 def stay_open(client: Client, sockets: int, timeout: float) -> None:
-    """While something at another socket is waited for, this connection is idle."""
-    if sockets > 1:
-        client.keep_open(min(sockets * (timeout + _GRACE), _LONGEST_IDLE))
+    """Between two attempts, and while another socket is waited for, this connection is idle."""
+    client.keep_open(min(sockets * (timeout + _GRACE), _LONGEST_IDLE))
+
+
+def process_of(client: Client) -> str:
+    """What tells the process behind the socket from its successor."""
+    found = _PID.search(client.read("show info"))
+    return "" if found is None else found[0]
+
+
+def failed_again(exc: Error, left: str) -> Error:
+    """The same failure, with what is left of it."""
+    kind = SocketError if isinstance(exc, SocketError) else type(exc)
+    return kind(f"{exc}; {left}", **exc.details)
 
 
 def _sleep(client: Client, condition: str, seconds: float) -> None:
@@ -563,12 +665,22 @@ class ServerJob(Job[Found, ServerChange]):
         rows = _parse.stat(client.read(f"show stat #{server.backend_id} 4 {server.id}"))
         # A disabled backend is not listed.
         stat: dict[str, str] = next((one for one in rows if one["svname"] == server.name), {})
+        trackers: list[str] = []
+        if desired.recreate or not desired.present:
+            every = _parse.stat(client.read("show stat -1 4 -1"))
+            trackers = [
+                f"{one['pxname']}/{one['svname']}"
+                for one in every
+                if one.get("tracked") == desired.label
+            ]
         return Found(
             names,
             settings_of(server, row, stat),
             server.backend_id,
             bool(server.check_state & _CONFIGURED),
             bool(server.agent_state & _CONFIGURED),
+            disabled=not stat,
+            trackers=tuple(trackers),
         )
 
     def plan(self, client: Client, state: Found) -> ServerChange:
@@ -576,6 +688,16 @@ class ServerJob(Job[Found, ServerChange]):
         if "cookie" in self.desired.settings and change.stage(ADD):
             client.require_version((3, 0), "the cookie of a server that is added at run time")
         return change
+
+    def left_over(
+        self, client: Client, change: ServerChange, now: Found
+    ) -> tuple[ServerChange, list[Step]]:
+        again, left = super().left_over(client, change, now)
+        # A recreated server may differ in more than what the task names.
+        if change.managed and now.server is not None:
+            shown = {name: now.server[name] for name in change.managed}
+            again = dataclasses.replace(again, before={self.desired.label: shown})
+        return again, left
 
     def carry_out(self, client: Client, change: ServerChange) -> None:
         change = t.cast("ServerChange", change)
@@ -589,17 +711,17 @@ class ServerJob(Job[Found, ServerChange]):
             self._add(client, change)
 
     def _take_out(self, client: Client, change: ServerChange) -> None:
-        before = len(client.applied)
+        before, process = len(client.applied), process_of(client)
         try:
             client.apply(change.stage(TAKE_OUT))
             self._delete(client, change)
-        except (CommandError, WaitError) as exc:
-            touched = len(client.applied) > before
+        except (CommandError, SocketError, WaitError) as exc:
+            touched = len(client.applied) > before or bool(exc.details.get("unknown"))
             kept = isinstance(exc, WaitError) and self.desired.on_timeout != "rollback"
             left = "it is as it was"
             if touched:
-                left = "it is in maintenance" if kept else self._set_back(client, change)
-            raise type(exc)(f"{exc}; {left}", **exc.details) from None
+                left = "it is in maintenance" if kept else self._set_back(client, change, process)
+            raise failed_again(exc, left) from None
 
     def _delete(self, client: Client, change: ServerChange) -> None:
         desired = self.desired
@@ -633,16 +755,22 @@ class ServerJob(Job[Found, ServerChange]):
             ],
         )
 
-    def _set_back(self, client: Client, change: ServerChange) -> str:
+    def _set_back(self, client: Client, change: ServerChange, process: str) -> str:
         """Undo what preceded the deletion; the result completes the sentence."""
         was, label = change.found.server or {}, self.desired.label
         lines = [f"set server {label} state {was['admin_state']}"]
         if was["agent_check"]:
             lines.append(f"enable agent {label}")
         try:
+            # The connection may have been lost, and another process may answer now.
+            if process_of(client) != process:
+                return "HAProxy was restarted meanwhile, so it is as the configuration says"
             client.apply([Step(TAKE_OUT, line) for line in lines])
         except Error as exc:
-            return f"it could not be set back to {was['admin_state']}: {exc}"
+            return (
+                f"it may be in maintenance, and could not be set back to {was['admin_state']}: "
+                f"{exc}"
+            )
         return f"it was set back to {was['admin_state']}"
 
     def _add(self, client: Client, change: ServerChange) -> None:

@@ -20,6 +20,8 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._command import
     word,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import (
+    CommandError,
+    Error,
     InputError,
     NotFoundError,
     ParseError,
@@ -40,6 +42,8 @@ _NAME = re.compile(r"(#[0-9]{1,10}|[A-Za-z0-9_.:-]+)\Z")
 _PATTERN = re.compile(r"[A-Za-z0-9_.:*?\[\]!-]+\Z")
 _FRONTEND_ROW = "0"
 _VERBS = {ENABLED: "enable", DISABLED: "disable", SHUTDOWN: "shutdown"}
+# HAProxy has nothing to do. 2.6 and later say so of a frontend without any port as well.
+_ALREADY = re.compile(r"(All sockets are|Frontend is) already (en|dis)abled\.")
 # The releases from which on `set maxconn frontend` does not lock itself out any more, of the
 # branches that were mended (haproxy/haproxy#2726).
 _MENDED = {(2, 4): 28, (2, 6): 20, (2, 8): 12, (3, 0): 6}
@@ -90,6 +94,19 @@ class Desired:
                     f"frontend {name!r}: HAProxy's names consist of letters, digits and any of "
                     "'_.:-'; patterns may add '*', '?' and '[…]'; '#' and a number is an id"
                 )
+        patterns = [name for name in names if not _NAME.match(name)]
+        if state == SHUTDOWN and patterns and not params["force"]:
+            raise InputError(
+                f"state shutdown: the pattern {patterns[0]!r} may mean more than is known now, and "
+                "only a reload of HAProxy brings back what was shut down; name the frontends, or "
+                "if it is meant, say force: true"
+            )
+        if isinstance(maxconn, bool):
+            # `set maxconn frontend www True` would be 0.
+            raise InputError(
+                f"maxconn {maxconn}: must be a number; YAML takes yes, no, on, off, true and "
+                "false for truth values"
+            )
         if maxconn is not None:
             if not 0 <= maxconn <= MAXCONN_LIMIT:
                 raise InputError(f"maxconn {maxconn}: must be from 1 to {MAXCONN_LIMIT}")
@@ -178,15 +195,23 @@ def resolve(seen: Seen, desired: Desired, where: str) -> list[Frontend]:
     return [found[name] for name in sorted(found)]
 
 
-def plan_frontends(seen: Seen, desired: Desired, where: str) -> Change:
-    """The commands that take the frontends to where the task wants them."""
+def plan_frontends(
+    seen: Seen, desired: Desired, where: str, without_port: c.Collection[str] = ()
+) -> Change:
+    """The commands that take the frontends to where the task wants them.
+
+    Those `without_port` have nothing that could be disabled.
+    """
     targets = resolve(seen, desired, where)
     steps: list[Step] = []
     predicted = []
     for frontend in targets:
+        mine = desired
+        if desired.state == DISABLED and frontend.name in without_port:
+            mine = dataclasses.replace(desired, state=None)
         _refuse(frontend, desired, seen.version, where)
-        steps += _steps(frontend, desired)
-        predicted.append(_after(frontend, desired))
+        steps += _steps(frontend, mine)
+        predicted.append(_after(frontend, mine))
     managed = [name for name in ("state", "maxconn") if getattr(desired, name) is not None]
     return Change(
         steps=tuple(steps),
@@ -275,6 +300,8 @@ class FrontendJob(Job[Seen, Change]):
         self.desired = desired
         # Names and ids that each HAProxy had at the first look.
         self._had: dict[str, dict[str, int | None]] = {}
+        # The frontends that each HAProxy said were where they should be when it was told.
+        self._already: dict[str, set[str]] = {}
 
     @classmethod
     def from_params(cls, params: c.Mapping[str, t.Any]) -> FrontendJob:
@@ -296,6 +323,50 @@ class FrontendJob(Job[Seen, Change]):
 
     def plan(self, client: Client, state: Seen) -> Change:
         return plan_frontends(state, self.desired, client.where)
+
+    def carry_out(self, client: Client, change: Change) -> None:
+        """Send one after the other: what HAProxy finds done already neither fails nor counts."""
+        steps = list(change.steps)
+        while steps:
+            try:
+                client.apply(steps, lockstep=True)
+                return
+            except CommandError as exc:
+                if not _ALREADY.fullmatch(exc.details["refused"][0]["reply"]):
+                    raise
+                at = len(exc.details["applied"])
+                self._already.setdefault(client.where, set()).add(steps[at].key)
+                del steps[: at + 1]
+
+    def left_over(self, client: Client, change: Change, now: Seen) -> tuple[Change, list[Step]]:
+        again, left = super().left_over(client, change, now)
+        turns = {step.key for step in left if not step.command.startswith("set ")}
+        stuck = sorted(turns - self._already.get(client.where, set()))
+        if stuck and self.desired.state == ENABLED:
+            raise Error(
+                f"HAProxy at {client.where} accepted 'enable frontend {stuck[0]}', but the "
+                "frontend is still disabled: HAProxy cannot open a port of it again, like an "
+                "'abns@' address, so only a reload of HAProxy brings it back; or somebody else "
+                "disabled it meanwhile",
+                left_over=[step.shown for step in left],
+                socket=client.socket,
+            )
+        without = turns & self._already.get(client.where, set())
+        if not without or self.desired.state != DISABLED:
+            return again, left
+        for frontend in resolve(now, self.desired, client.where):
+            if frontend.name in without and {frontend.name, f"#{frontend.id}"} & set(
+                self.desired.literal
+            ):
+                raise Error(
+                    f"the frontend {frontend.name} at {client.where} cannot be disabled: HAProxy "
+                    "says that all its sockets are disabled already, and still that it is open, "
+                    "because it has no 'bind' line",
+                    frontend=frontend.name,
+                    socket=client.socket,
+                )
+        again = plan_frontends(now, self.desired, client.where, without)
+        return again, list(again.steps)
 
 
 def exists(client: Client, name: str) -> bool:

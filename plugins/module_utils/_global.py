@@ -21,6 +21,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._operation impo
 
 _INFO = "show info"
 _PROFILING = "show profiling status"
+_MEMORY = "show profiling memory 1"
 _MEMORY_SINCE = (2, 4)
 _KILO = 1024
 _LIMIT = 2**31 - 1
@@ -59,6 +60,8 @@ class Process:
 
     hard_maxconn: int
     values: dict[str, int | str | None]
+    # Whether it was built so that `profiling_memory` can be on.
+    has_memory_profiling: bool = True
 
     def as_dict(self) -> dict[str, t.Any]:
         return {"hard_maxconn": self.hard_maxconn, **self.values}
@@ -76,6 +79,12 @@ class Desired:
         """Check everything that can be checked without asking HAProxy."""
         for name, setting in SETTINGS.items():
             value = params[name]
+            if isinstance(value, bool):
+                # HAProxy would take `True` for 0.
+                raise InputError(
+                    f"{name} {value}: must be a number; YAML takes yes, no, on, off, true and "
+                    "false for truth values"
+                )
             if value is not None and not 0 <= value <= setting.limit:
                 raise InputError(f"{name} {value}: must be from 0 to {setting.limit}")
         given = {name: params[name] for name in (*SETTINGS, *PROFILING) if params[name] is not None}
@@ -152,6 +161,10 @@ def _require(now: Process, name: str, value: int | str, where: str) -> None:
             f"maxconn {value}: HAProxy at {where} was started for {now.hard_maxconn} connections; "
             "more needs 'maxconn' in the 'global' section of its configuration and a reload"
         )
+    if (name, value) == ("profiling_memory", "on") and not now.has_memory_profiling:
+        raise VersionError(
+            f"profiling_memory: HAProxy at {where} was built without USE_MEMORY_PROFILING=1"
+        )
     if now.values[name] is None:
         raise VersionError(f"{name}: HAProxy at {where} does not have it; it was built without it")
 
@@ -169,7 +182,12 @@ class GlobalJob(Job[Process, Change]):
     def look(self, client: Client) -> Process:
         if "profiling_memory" in self.desired.values:
             client.require_version(_MEMORY_SINCE, "'set profiling memory'")
-        return process(client.read(_INFO), client.read(_PROFILING))
+        now = process(client.read(_INFO), client.read(_PROFILING))
+        if self.desired.values.get("profiling_memory") != "on":
+            return now
+        # At least a heading where it was built in, else nothing.
+        built_in = client.read(_MEMORY).strip() != ""
+        return dataclasses.replace(now, has_memory_profiling=built_in)
 
     def plan(self, client: Client, state: Process) -> Change:
         return plan_process(state, self.desired, client.where)

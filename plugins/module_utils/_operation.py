@@ -107,6 +107,7 @@ def run(clients: c.Sequence[Client], job: Job[t.Any, t.Any], *, check: bool) -> 
         ]
     except Error as exc:
         exc.details.update(_so_far(clients))
+        exc.args = (f"{exc}{_elsewhere(clients, exc)}",)
         raise
     outcome = _outcome(points, _so_far(clients)["commands"])
     # What HAProxy has now, not what was foreseen.
@@ -117,7 +118,9 @@ def run(clients: c.Sequence[Client], job: Job[t.Any, t.Any], *, check: bool) -> 
 
 def failure(exc: Error) -> dict[str, t.Any]:
     """What the module returns when it fails."""
-    return {"changed": False, "commands": [], **exc.details, "msg": str(exc)}
+    # Of one HAProxy and one batch; `commands` tells of all.
+    details = {name: value for name, value in exc.details.items() if name != "applied"}
+    return {"changed": False, "commands": [], **details, "msg": str(exc)}
 
 
 def _settled(client: Client, job: Job[t.Any, t.Any], change: Change) -> Change:
@@ -136,8 +139,18 @@ def _settled(client: Client, job: Job[t.Any, t.Any], change: Change) -> Change:
                 f"it, but still needs '{left[0].shown}': somebody else changed it meanwhile, or "
                 "HAProxy ignored a value",
                 left_over=[step.shown for step in left],
+                socket=client.socket,
             )
         time.sleep(_PAUSE)
+
+
+def _elsewhere(clients: c.Sequence[Client], exc: Error) -> str:
+    """What was done at the other HAProxys of the task, if there are any."""
+    others = [client for client in clients if client.socket != exc.details.get("socket")]
+    if len(others) == len(clients):
+        return ""
+    told = [f"{client.where}: {len(client.applied)} commands were carried out" for client in others]
+    return f"; at the others, {'; '.join(told)}" if told else ""
 
 
 def _so_far(clients: c.Iterable[Client]) -> dict[str, t.Any]:

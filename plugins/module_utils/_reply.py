@@ -97,7 +97,11 @@ _OPERATOR: tuple[Words, ...] = (
 
 _MODES = ("expert-mode", "experimental-mode")
 
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1e-3}
+# A connection's timeout of 2^31 milliseconds, which are 24.8 days, makes HAProxy 3.0 and later abort;
+# one is set for `wait` too.
+_LONGEST = 20 * 86400
+
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +132,13 @@ class Raw:
         """Seconds that its reply takes by intention."""
         if self.kind != WAIT or len(self.words) < 2:
             return 0.0
-        match = re.fullmatch(r"([0-9]{1,12})(us|ms|[smhd]|)", self.words[1], re.ASCII)
-        return int(match[1]) * _UNITS[match[2]] if match else 0.0
+        return _seconds(self.words[1], 1e-3)
+
+
+def _seconds(text: str, unit: float) -> float:
+    """A time as HAProxy reads it, for which a number alone counts in such units; 0 if it is none."""
+    match = re.fullmatch(r"([0-9]+)(us|ms|[smhd]|)", text, re.ASCII)
+    return min(int(match[1]), 10**18) * _UNITS.get(match[2], unit) if match else 0.0
 
 
 def split(text: str) -> Words:
@@ -168,7 +177,15 @@ def _raw(item: t.Any, number: int) -> Raw:
         )
     lines = None if payload is None else tuple(payload.removesuffix("\n").split("\n"))
     command = Command(text, lines)
-    encode(command)
+    try:
+        encode(command)
+    except InputError as exc:
+        if ";" not in re.sub(r"\\.", "", text):
+            raise
+        raise InputError(
+            f"{exc}; write several commands as a list, and a ';' that is part of a word as '\\;'",
+            **exc.details,
+        ) from None
     words = split(text)
     raw = Raw(command, words, _kind(words))
     _refuse(raw)
@@ -201,6 +218,10 @@ def _refuse(raw: Raw) -> None:
         reason = f"use the option {first.replace('-', '_')}"
     elif words[:2] == ("show", "events") and any(re.match(r"-\w*w", item) for item in words[3:]):
         reason = "with -w its reply never ends; leave it out"
+    elif _begins(words, (("wait",), ("set", "timeout", "cli"))):
+        time = words[1:2] if first == "wait" else words[3:4]
+        if time and _seconds(time[0], 1e-3 if first == "wait" else 1.0) > _LONGEST:
+            reason = "a time longer than 20 days may end HAProxy; give a shorter one"
     if reason:
         raise InputError(f"commands: '{raw.shown}' cannot be sent: {reason}")
 
@@ -251,7 +272,8 @@ _DONE = re.compile(
 _REFUSAL = re.compile(
     r"(No such |Can't |Cannot |Unknown |Variable not found|Key value expected|Filter entry #|"
     r"Data type not stored|Require |Missing |Invalid |Unable |unable |No entry can be found|"
-    r"Failed|Interrupted|Optional argument|[^\n]*\bexpect)"
+    r"Failed|Interrupted|Optional argument|didn't find |Couldn't |Expects |Unsupported |"
+    r"This command takes no |'[^'\n]*' unable to |(?!\[)[^\n]*(\bexpect|does not match))"
 )
 
 

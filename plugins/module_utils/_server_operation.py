@@ -159,8 +159,7 @@ def prepare(client: Client, desired: Desired) -> Endpoint:
     if targets and desired.wants("maxconn"):
         limits = _parse.maxconns(client.stat(backends, what=4))
         targets = [
-            dataclasses.replace(target, server=_with_maxconn(target.server, limits))
-            for target in targets
+            target._replace(server=_with_maxconn(target.server, limits)) for target in targets
         ]
     checks: dict[Key, Check] = {}
     if any(desired.ready_waited_for(target.wanted) for target in targets):

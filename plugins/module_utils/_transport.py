@@ -51,6 +51,8 @@ _MASTER_START = b"master"
 _MASTER_PROMPT = re.compile(rb"master(\[[A-Za-z]+\])?> ")
 _MASTER_END = re.compile(rb"\nmaster(\[[A-Za-z]+\])?> \Z")
 _ASK_WORKER = "@1 show info"
+# Beyond this poll() refuses to wait.
+_LONGEST_POLL = 10 * 86400
 _NO_WORKER = b"Can't find the target PID"
 _UNIX_PATH_LIMIT = 107
 
@@ -503,7 +505,7 @@ class Connection:
         poller = select.poll()
         poller.register(sock, wanted)
         left = deadline - time.monotonic()
-        events = poller.poll(max(left, 0) * 1000) if left > 0 else []
+        events = poller.poll(min(left, _LONGEST_POLL) * 1000) if left > 0 else []
         if not events:
             raise self._too_late(waiting_for)
         try:
@@ -641,6 +643,12 @@ class Connection:
             if got
             else f"instead of answering '{waiting_for}'"
         )
+        said = bytes(self._buffer).decode("utf-8", "replace")
+        if "tune." in said:
+            # HAProxy 3.0 and later name the setting that is too small before they close.
+            return self._failure(
+                f"{self.address} closed the connection {how}: {' '.join(said.split())[-200:]}"
+            )
         why = "HAProxy was stopped or reloaded, or this is not its runtime API"
         if waiting_for == "prompt" and self.address.kind == "tls":
             # A client's certificate is looked at after the handshake is over for the client.

@@ -40,8 +40,8 @@ options:
       - The ACL, by the name of the file that its C(-f) names in the configuration, or with HAProxy
         3.0 and later a name such as V(virt@name) or V(opt@name).
       - V(#) and a number is the ACL with this number in the list that C(show acl) gives. Patterns
-        that are written in the configuration itself can be named only so. Numbers change with the
-        configuration.
+        that are written in the configuration itself can be named only so. Maps and ACLs share one
+        numbering, so the first ACL need not be V(#0). Numbers change with the configuration.
       - A file that is used as a map too is a map; see M(clearproxy.haproxy.haproxy_map).
     type: str
     required: true
@@ -49,7 +49,9 @@ options:
     description:
       - The patterns, as a list. They may contain blanks. None is empty, contains a line break or a
         NUL, or is longer than about 4000 bytes, as it has to fit into a command line.
-      - Numbers are taken as they are. What YAML reads as something else, such as V(yes), V(1.10) or
+      - Numbers are taken as they are. Put those with leading zeros in quotes, as V("0644"), because
+        YAML makes another number of them before the module sees them.
+      - What YAML reads as something else, such as V(yes), V(1.10) or
         V(~), is refused and has to be put in quotes.
     type: raw
     required: true
@@ -57,7 +59,8 @@ options:
     description:
       - V(present) adds the patterns that are not there, and leaves all others alone.
       - V(absent) removes them, as often as each is there.
-      - V(exact) makes these patterns the whole content, also if there are none, in any order. From
+      - V(exact) makes these patterns the whole content, in any order. B(An empty list empties the ACL.)
+        From
         HAProxy 2.4 on, it is prepared aside and replaces the old content in one moment, and if
         HAProxy refuses a pattern, the ACL stays as it was. What others have prepared for this ACL
         before, and not yet put into use, is lost by that, as HAProxy has it.
@@ -83,7 +86,8 @@ notes:
     Tested with 2.2, 2.6, 3.0, 3.2 and 3.4.
   - Changes at run time are lost when HAProxy is reloaded. It does not write its ACLs' files.
   - With O(state=present) and O(state=absent) there is one command for each pattern. If HAProxy
-    refuses one, those before it stay, and the task fails and tells which.
+    refuses one, the task fails; those before it stay; those that were already on their way behind
+    it are carried out too; RV(commands) tells which.
 seealso:
   - module: clearproxy.haproxy.haproxy_map
 author:
@@ -103,7 +107,7 @@ EXAMPLES = r"""
     entries: [192.0.2.0/24]
     state: absent
 
-- name: Make the inventory's addresses the whole list of those who may look at the statistics
+- name: Let only the inventory's admins look at the statistics (virt@ needs HAProxy 3.0)
   clearproxy.haproxy.haproxy_acl:
     acl: virt@admins
     entries: "{{ groups['admins'] | map('extract', hostvars, 'ansible_host') | list }}"

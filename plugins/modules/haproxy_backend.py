@@ -76,14 +76,18 @@ options:
     type: str
   published:
     description:
-      - Whether C(use_backend) and C(default_backend) rules may choose the backend. Since HAProxy
-        3.4.
+      - Whether C(use_backend) and C(default_backend) rules may choose the backend; not
+        C(force-be-switch), which chooses unpublished ones too. Since HAProxy 3.4.
+      - A backend that was added at run time is chosen only by rules that compute its name, such as
+        C(use_backend %[req.hdr(x-backend)]).
       - If not given, a backend that is added is not published, and any other is left as it is.
     type: bool
   dynamic_cookie:
     description:
       - Whether servers without a cookie in their C(server) line get one, made of their address and
-        the backend's key. Without a key HAProxy makes none, and the task fails.
+        the backend's key. For clients to get them, the backend needs a C(cookie) line as well.
+      - Without a key, in the configuration or in O(dynamic_cookie_key), HAProxy makes none. Then
+        they are disabled again, and the task fails.
     type: str
     choices:
       - enabled
@@ -143,18 +147,32 @@ EXAMPLES = r"""
     dynamic_cookie_key: "{{ vault_cookie_key }}"
     write_only: on_change_only
 
-- name: Add a backend, which needs servers before it is published
+- name: Add a backend, which needs servers before it is published (HAProxy 3.4)
   clearproxy.haproxy.haproxy_backend:
     backend: canary
     defaults: web
     mode: http
 
-- name: Let rules choose it
+- name: Give it a server (HAProxy 3.4)
+  clearproxy.haproxy.haproxy_dynamic_server:
+    backend: canary
+    name: web1
+    address: 192.0.2.11
+    port: 80
+
+- name: Let rules choose it that compute its name (HAProxy 3.4)
   clearproxy.haproxy.haproxy_backend:
     backend: canary
     published: true
 
-- name: Delete it when its last streams have ended
+- name: Delete its server when its last connections have ended (HAProxy 3.4)
+  clearproxy.haproxy.haproxy_dynamic_server:
+    backend: canary
+    name: web1
+    state: absent
+    wait_timeout: 60
+
+- name: Delete it when its last streams have ended (HAProxy 3.4)
   clearproxy.haproxy.haproxy_backend:
     backend: canary
     state: absent

@@ -162,13 +162,13 @@ EXAMPLES = r"""
     crt_list: /etc/haproxy/crt-list.txt
     state: absent
 
-- name: Trust the clients of a second authority
+- name: Trust the clients of a second authority (HAProxy 2.5 or later)
   clearproxy.haproxy.haproxy_certificate:
     name: /etc/haproxy/clients-ca.pem
     kind: ca_file
     path: /etc/haproxy/clients-ca.pem
 
-- name: Refuse the clients that were revoked today
+- name: Refuse the clients that were revoked today (HAProxy 2.5 or later)
   clearproxy.haproxy.haproxy_certificate:
     name: /etc/haproxy/clients-crl.pem
     kind: crl_file

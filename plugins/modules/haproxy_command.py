@@ -45,7 +45,8 @@ options:
         C(command) and C(payload), whose lines HAProxy gets behind C(<<).
       - Each is exactly one command in HAProxy's grammar. Blanks separate words; a backslash makes
         C(;), C(<), a blank or another backslash part of a word. An unescaped C(;) or C(<<), a line
-        break and NUL are refused, and so is a line of more than 4096 bytes.
+        break and NUL are refused, and so is a line of more than 4096 bytes. Write several commands as
+        a list.
       - "In YAML, a C(#) behind a blank begins a comment, so a command such as C(show map #0) must be
         in quotes; without them it is another command."
       - In a payload, empty lines are refused, because HAProxy ends it there.
@@ -54,6 +55,8 @@ options:
         O(timeout) more; it is no change, and is not sent in check mode. C(set timeout cli),
         C(set anon on), C(set anon off), C(user) and C(operator) are about the conversation, which
         ends with the task, and are no change either. Everything else is one.
+      - Times of C(wait) and C(set timeout cli) beyond 20 days are refused, because a connection's
+        timeout of 25 days makes HAProxy 3.0 and later abort.
       - C(prompt), C(quit), C(set severity-output), C(show events) with C(-w), and C(@) before a
         command are refused, because they would break or do what the module does itself.
     type: raw
@@ -87,6 +90,17 @@ notes:
   - Works with HAProxy 2.2 and later; tested with 2.2, 2.6, 3.0, 3.2 and 3.4.
 seealso:
   - module: clearproxy.haproxy.haproxy_info
+  - module: clearproxy.haproxy.haproxy_server
+  - module: clearproxy.haproxy.haproxy_dynamic_server
+  - module: clearproxy.haproxy.haproxy_backend
+  - module: clearproxy.haproxy.haproxy_frontend
+  - module: clearproxy.haproxy.haproxy_global
+  - module: clearproxy.haproxy.haproxy_map
+  - module: clearproxy.haproxy.haproxy_acl
+  - module: clearproxy.haproxy.haproxy_stick_table
+  - module: clearproxy.haproxy.haproxy_certificate
+  - ref: ansible_collections.clearproxy.haproxy.docsite.runtime_api_coverage
+    description: Which module serves which command.
 author:
   - The clearproxy.haproxy contributors (@clearproxy)
 """
@@ -113,7 +127,8 @@ EXAMPLES = r"""
   clearproxy.haproxy.haproxy_command:
     commands: disable server app/web1
 
-- name: Several commands, each sent only when HAProxy has accepted the one before
+# clearproxy.haproxy.haproxy_dynamic_server does this with state=absent, and checks it.
+- name: Delete a server, each command sent when HAProxy has accepted the one before (3.0 or later)
   clearproxy.haproxy.haproxy_command:
     commands:
       - set server app/web1 state maint
@@ -130,17 +145,17 @@ EXAMPLES = r"""
           b.example other
       - add map /etc/haproxy/hosts.map c.example two\ words
 
-- name: Name a map by its number, in quotes because of the "#"
+- name: Name a map by its number in "show map", in quotes because of the "#"
   clearproxy.haproxy.haproxy_command:
     commands: "show map #0"
 
-- name: Keep the sessions of one server for a report, with addresses and names made unrecognisable
+- name: List all sessions for a report, names and addresses made unrecognisable (3.0 or later)
   clearproxy.haproxy.haproxy_command:
     commands:
       - set anon on
       - show sess all
 
-- name: Set a variable of the process, which HAProxy calls experimental
+- name: Set a variable of the process, which HAProxy calls experimental (2.4 or later)
   clearproxy.haproxy.haproxy_command:
     commands: set var proc.maintenance bool(true)
     experimental_mode: true

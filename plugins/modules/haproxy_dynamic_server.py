@@ -29,7 +29,8 @@ attributes:
   diff_mode:
     support: full
     details:
-      - Shows the settings that the task names, and the administrative state.
+      - Shows the settings that the task names, the administrative state, and what else changes when
+        the server is recreated.
   idempotent:
     support: partial
     details:
@@ -170,7 +171,11 @@ options:
   recreate:
     description:
       - Whether to delete the server and add it again where it differs in something that HAProxy
-        does not change at run time. What the task does not name is at HAProxy's defaults then.
+        does not change at run time.
+      - What the task does not name stays as far as HAProxy tells it. What became of the O(options)
+        of before it does not tell, so name them again.
+      - A server that speaks TLS is refused unless the task names O(ssl) or O(options). So is one
+        with a fixed cookie before HAProxy 3.0, which cannot give it again.
       - The new server is first added under another name, in maintenance, and deleted again, so that
         one that HAProxy does not accept costs nothing.
     type: bool
@@ -204,8 +209,10 @@ notes:
   - Needs a socket of C(level admin) and HAProxy 2.6 or later. Tested with 2.6, 3.0, 3.2 and 3.4.
   - Servers that were added are gone, and servers that were deleted are back, when HAProxy is
     reloaded.
-  - HAProxy does not delete servers that others track, or that its configuration names in
-    C(use-server) or similar.
+  - HAProxy does not delete servers that others track, which is refused before anything is sent; or
+    that its configuration names in C(use-server) or similar, which HAProxy tells only when it
+    refuses.
+  - Servers of backends that the configuration disables are refused.
   - A server that is deleted is put into maintenance before. With C(on-marked-down
     shutdown-sessions), HAProxy ends its sessions with that, without any waiting.
 author:
@@ -242,12 +249,14 @@ EXAMPLES = r"""
     wait_timeout: 60
     on_timeout: shutdown_sessions
 
-- name: Give a server another cookie value, for which it has to be added anew
+- name: Give a server another cookie value, for which it has to be added anew (HAProxy 3.0)
   clearproxy.haproxy.haproxy_dynamic_server:
     backend: app
     name: web4
     address: 2001:db8::14
-    port: 80
+    port: 443
+    ssl: true
+    options: [verify, none]
     cookie: w4
     recreate: true
     wait_timeout: 30
@@ -353,6 +362,19 @@ servers:
       description: The administrative state, V(ready), V(drain) or V(maint).
       type: str
       sample: ready
+    state:
+      description: The same as RV(servers[].admin_state), as M(clearproxy.haproxy.haproxy_server)
+        calls it.
+      type: str
+      sample: ready
+    health_checks:
+      description: The same as RV(servers[].check), likewise.
+      type: bool
+      sample: true
+    agent_checks:
+      description: The same as RV(servers[].agent_check), likewise.
+      type: bool
+      sample: false
 differences:
   description: The settings that HAProxy does not change at run time.
   returned: when the task was refused because of them

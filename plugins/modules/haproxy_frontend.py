@@ -18,10 +18,13 @@ extends_documentation_fragment:
   - clearproxy.haproxy._socket
 attributes:
   check_mode:
-    support: full
+    support: partial
     details:
       - Reads and checks everything that the real run does, the socket's level included, and returns
         the commands that would be sent.
+      - HAProxy does not tell which frontends have no C(bind) line. With O(state=disabled), check mode
+        foresees a command for those as well. The real run sends it, and HAProxy 2.6 and later answer
+        that there is nothing to do, which does not count as a change.
   diff_mode:
     support: full
     details:
@@ -54,12 +57,19 @@ options:
     description:
       - What the frontend does with clients. If not given, it is left alone.
       - V(enabled) lets it take connections.
-      - V(disabled) closes its ports for new connections, until it is enabled again. Open connections
-        go on. Clients that were still waiting to be let in are refused.
+      - V(disabled) closes its ports, until it is enabled again. Open connections go on. Clients that
+        were still waiting to be let in are refused, as are new ones.
+      - While it is disabled its ports are free. If another program takes one of them, V(enabled)
+        fails with HAProxy's C(Failed to resume frontend) until the port is free again.
+      - Never disable a frontend that is bound to an C(abns@) address. HAProxy 2.6.12 crashes, and 3.0
+        and later never open it again, so that V(enabled) fails and only a reload brings it back.
+      - A frontend without any C(bind) line has nothing to disable. HAProxy 2.6 and later say so only
+        when told to. If O(frontends) names it, the task fails; if a pattern matches it, it stays
+        V(enabled).
       - V(shutdown) closes its ports for good and gives them free, for example for another process.
         Open connections go on. Nothing but a reload of HAProxy brings the frontend back. Of a
-        C(listen) section, the servers stay behind without clients.
-      - HAProxy (2.6 and later) refuses V(disabled) for a frontend without any C(bind) line.
+        C(listen) section, the servers stay behind without clients. With a pattern in O(frontends) it
+        needs O(force=true).
     type: str
     choices:
       - enabled
@@ -80,7 +90,8 @@ options:
     type: int
   force:
     description:
-      - Whether O(maxconn=0) is meant.
+      - Whether it is meant what stops traffic for good, which are O(maxconn=0), and
+        O(state=shutdown) with a pattern in O(frontends), be it V(*) or a narrower one.
     type: bool
     default: false
   missing:
@@ -172,7 +183,8 @@ frontends:
       type: int
       sample: 0
 refused:
-  description: The commands that HAProxy refused, with its replies.
+  description: The commands that HAProxy refused, with its replies. That a frontend is enabled or
+    disabled already is no refusal.
   returned: when HAProxy refused a command
   type: list
   elements: dict
@@ -189,7 +201,8 @@ unknown:
   type: list
   elements: str
 not_sent:
-  description: The commands that were not sent any more.
+  description: The commands that were not sent any more. Each is sent when the one before it was
+    answered.
   returned: when HAProxy refused a command, or went away
   type: list
   elements: str

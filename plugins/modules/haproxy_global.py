@@ -66,7 +66,7 @@ options:
   profiling_tasks:
     description:
       - Whether HAProxy measures the time that its tasks take, which C(show profiling) shows. V(auto)
-        does so while it is slow. As C(profiling.tasks).
+        does so for a thread while its latency is high. As C(profiling.tasks).
     type: str
     choices:
       - auto
@@ -74,10 +74,10 @@ options:
       - "off"
   profiling_memory:
     description:
-      - Whether HAProxy counts what its functions allocate, which C(show profiling) shows. It is
-        slow. As C(profiling.memory).
-      - Needs HAProxy 2.4, and refuses V(on) unless HAProxy was built with
-        C(USE_MEMORY_PROFILING=1), which distributions do not do.
+      - Whether HAProxy counts what its functions allocate, which C(show profiling) shows.
+        Counting slows HAProxy down. As C(profiling.memory).
+      - Needs HAProxy 2.4 or later. V(on) is refused before anything is sent unless HAProxy was built
+        with C(USE_MEMORY_PROFILING=1), which distributions do not do.
     type: str
     choices:
       - "on"
@@ -87,6 +87,8 @@ options:
       - Clears the statistics of all frontends, backends and servers.
       - V(max) sets the highest values seen so far back to the current ones. V(all) sets all counters
         to 0, for everybody who reads them.
+      - HAProxy allows V(max) to C(level operator) already, but the module always asks for
+        C(level admin), as HAProxy 2.6 and later do for what the module reads.
     type: str
     choices:
       - max
@@ -173,7 +175,8 @@ processes:
       type: str
       sample: "off"
 refused:
-  description: The commands that HAProxy refused, with its replies.
+  description: The commands that HAProxy refused, with its replies. Commands behind a refused one may
+    have been on their way, and were carried out then; RV(commands) tells which.
   returned: when HAProxy refused a command
   type: list
   elements: dict

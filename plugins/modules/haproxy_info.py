@@ -62,9 +62,12 @@ options:
     description:
       - Names of backends, or patterns with V(*), V(?) and V([…]), that RV(backends), RV(servers),
         RV(stats), RV(sessions) and RV(errors) are limited to. Each must match at least one.
-      - A name that exists wins over its meaning as a pattern. If not given, all.
+      - A name that exists wins over its meaning as a pattern. HAProxy's numbers, such as C(#3), are
+        not taken here. If not given, all.
     type: list
     elements: str
+    aliases:
+      - backends
   server:
     description:
       - Names or patterns of servers, likewise, that RV(servers), RV(stats) and RV(sessions) are
@@ -72,6 +75,8 @@ options:
         servers only.
     type: list
     elements: str
+    aliases:
+      - servers
 notes:
   - Works with sockets of C(level user), HAProxy 2.2 and later; tested with 2.2, 2.6, 3.0, 3.2 and
     3.4.
@@ -79,6 +84,8 @@ notes:
   - Each return value is a list over all sockets, and each of its records says which one it is from.
 seealso:
   - module: clearproxy.haproxy.haproxy_command
+  - ref: ansible_collections.clearproxy.haproxy.docsite.runtime_api_coverage
+    description: Which module serves which command.
 author:
   - The clearproxy.haproxy contributors (@clearproxy)
 """
@@ -96,8 +103,8 @@ EXAMPLES = r"""
 - name: Read who is drained in one backend, at both load balancers
   clearproxy.haproxy.haproxy_info:
     socket:
-      - tcp://lb1.example.org:9999
-      - tcp://lb2.example.org:9999
+      - tls://lb1.example.org:9999
+      - tls://lb2.example.org:9999
     gather: [servers]
     backend: app
 
@@ -662,8 +669,8 @@ def argument_spec() -> dict[str, t.Any]:
             "choices": [ALL, *SUBSETS],
             "default": DEFAULT,
         },
-        "backend": {"type": "list", "elements": "str"},
-        "server": {"type": "list", "elements": "str"},
+        "backend": {"type": "list", "elements": "str", "aliases": ["backends"]},
+        "server": {"type": "list", "elements": "str", "aliases": ["servers"]},
     }
 
 

@@ -40,8 +40,9 @@ options:
     description:
       - The map, by the name of its file as in the configuration, or with HAProxy 3.0 and later a
         name such as V(virt@name) or V(opt@name).
-      - V(#) and a number is the map with this number in the list that C(show map) gives. Numbers
-        change with the configuration.
+      - V(#) and a number is the map with this number in the list that C(show map) gives. Maps and
+        ACLs share one numbering, so the first map need not be V(#0). Numbers change with the
+        configuration.
     type: str
     required: true
   entries:
@@ -52,7 +53,9 @@ options:
         is empty, or contains a line break or a NUL. A key and its value have at most 14336 bytes
         together. Values that begin with a blank have at most about 4000, as HAProxy can be given
         them in a single command line only.
-      - Numbers are taken as they are. What YAML reads as something else, such as V(yes), V(1.10) or
+      - Numbers are taken as they are. Put those with leading zeros in quotes, as V("0644"), because
+        YAML makes another number of them before the module sees them.
+      - What YAML reads as something else, such as V(yes), V(1.10) or
         V(~), is refused and has to be put in quotes. Keys of a dictionary are seen only after that,
         so keys such as C(on) must be in quotes there too.
     type: raw
@@ -62,8 +65,8 @@ options:
       - V(present) gives these keys these values and leaves other keys alone. Of a key that is in
         the map several times, one entry stays. New keys are put behind what is there.
       - V(absent) removes the keys, as often as each is there.
-      - V(exact) makes these entries the whole content, also if there are none. From HAProxy 2.4 on,
-        it is prepared aside and replaces the old content in one moment, and if HAProxy refuses
+      - V(exact) makes these entries the whole content. B(An empty list or dictionary empties the
+        map.) From HAProxy 2.4 on, it is prepared aside and replaces the old content in one moment, and if HAProxy refuses
         an entry, the map stays as it was. What others have prepared for this map before, and not
         yet put into use, is lost by that, as HAProxy has it.
       - With HAProxy 2.2, which cannot do that, V(exact) sends one command for each entry that
@@ -90,7 +93,8 @@ notes:
     Tested with 2.2, 2.6, 3.0, 3.2 and 3.4.
   - Changes at run time are lost when HAProxy is reloaded. It does not write its maps' files.
   - With O(state=present) and O(state=absent) there is one command for each entry. If HAProxy
-    refuses one, those before it stay, and the task fails and tells which.
+    refuses one, the task fails; those before it stay; those that were already on their way behind
+    it are carried out too; RV(commands) tells which.
   - With O(state=present), a value too long for a command line is changed by adding the new entry
     before the old one is removed, so the key moves to the end of the map.
   - As a value of a map of integers, HAProxy accepts one beyond 64 bits, and works with the nearest
@@ -126,7 +130,7 @@ EXAMPLES = r"""
         value: api
     state: exact
 
-- name: Load a map from a file of the controller, and see what has changed
+- name: Load a map from a file of the controller, and see what has changed (virt@ needs 3.0)
   clearproxy.haproxy.haproxy_map:
     map: virt@blocked
     entries: "{{ lookup('ansible.builtin.file', 'blocked.yml') | from_yaml }}"

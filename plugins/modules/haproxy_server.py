@@ -14,6 +14,8 @@ description:
     weights, limits, addresses and checks, through HAProxy's admin socket.
   - All servers of a task are handled in one conversation. Names, values, permissions and limits are
     checked before the first command is sent; a command that HAProxy refuses fails the task.
+  - Commands that were already on their way behind a refused one are carried out too. RV(commands)
+    tells what was carried out, RV(not_sent) what was not sent any more.
   - The module compares with what HAProxy has, so nothing is sent where nothing has to change.
 extends_documentation_fragment:
   - clearproxy.haproxy._attributes
@@ -177,9 +179,12 @@ options:
       - V(ready) puts the server back into load balancing, and ends V(drain) as well as V(maint).
       - V(drain) gives it no new clients; those that persistence ties to it still come, and its
         health checks go on.
-      - V(maint) gives it nothing new at all and stops its health checks. What is open stays open,
-        except at a server with C(on-marked-down shutdown-sessions), where HAProxy ends it at once.
-        With O(drain_first=true) nothing is open any more by then.
+      - V(maint) gives it nothing new and stops its health checks. Clients that persistence ties to
+        it go elsewhere, unless the configuration says C(option persist) or C(force-persist), with
+        which HAProxy goes on sending them to it.
+      - With V(maint), what is open stays open, except at a server with
+        C(on-marked-down shutdown-sessions), where HAProxy ends it at once. With
+        O(drain_first=true) nothing is open any more by then.
       - V(enabled) and V(disabled) are other words for V(ready) and V(maint).
       - States that a server inherits from one that it tracks are not touched.
     type: str
@@ -194,9 +199,9 @@ options:
       - The weight in load balancing, from V(0) to V(256), or a percentage of the configured weight
         such as V(50%). If not given, it is left alone.
       - HAProxy rounds percentages down and caps the result at 256.
-      - Backends with C(balance static-rr), or hashing with C(hash-type map-based), take only V(0%)
-        and V(100%). The first is refused before anything is sent. HAProxy does not tell the hash
-        type, so the second is noticed when HAProxy refuses.
+      - Backends with C(balance static-rr), or hashing (C(source), C(uri), …) unless C(hash-type
+        consistent), take only V(0%) and V(100%). The first is refused before anything is sent.
+        HAProxy does not tell the hash type, so the second is noticed when HAProxy refuses.
     type: str
   maxconn:
     description:
@@ -326,7 +331,8 @@ options:
         the order in which HAProxy does. If another backend uses the same table, its clients of a
         server of the same name are forgotten too.
       - A cookie leads its clients to a draining server all the same; RV(pinning) and a warning tell
-        of it. O(state=maint) sends them elsewhere.
+        of it. O(state=maint) sends them elsewhere, unless the configuration says C(option persist)
+        or C(force-persist).
       - Looks again at the end of the task. It fails if there are entries 5 s later, as when sessions
         still use them, or peers that are not in O(socket) teach them again.
     type: bool
@@ -351,6 +357,8 @@ options:
         another server is up when that one is. Clients that the server still has are neither cut
         off nor moved by this. A new address, port or check counts as a change too; a check of what
         was there before proves nothing.
+      - So O(state=ready) with O(wait=true) gives a drained server that has health checks no new
+        clients until its next one has passed; see the notes.
       - For O(state=drain) and O(state=maint), until the server has no streams, no queued requests
         and no connections in use. Idle connections that HAProxy keeps for reuse do not count,
         because nothing new is sent over them. HAProxy 2.2 with C(http-reuse never) counts the
@@ -434,8 +442,12 @@ options:
 notes:
   - Needs a socket of C(level admin). Works with HAProxy 2.2 and later; tested with 2.2, 2.6, 3.0,
     3.2 and 3.4.
-  - Changes at run time are lost when HAProxy is reloaded, unless its configuration loads a state
-    file.
+  - Changes at run time are lost when HAProxy is reloaded, so put what shall last into its
+    configuration too. A state file that the configuration loads brings back O(state), O(weight) if
+    the configured one is unchanged, and O(port), but not O(maxconn), O(ssl) and O(agent_send).
+  - Of a changed O(address), a state file brings back only the port for servers that have an IP
+    address in the configuration. After a reload they have the old address with the new port, so put
+    a changed address into the configuration.
   - HAProxy tells no time of the last health check. To see one that passed after the change,
     O(wait=true) with O(state=ready) sends C(health stopping) for a drained server that counts as
     fully up, and for one that leaves maintenance with a full counter, as with C(fall 1) or
@@ -445,6 +457,15 @@ notes:
     the configuration says C(option redispatch).
   - With an agent check that answers C(drain), C(maint) or C(ready), the agent's word overrides
     O(state).
+seealso:
+  - module: clearproxy.haproxy.haproxy_dynamic_server
+  - module: clearproxy.haproxy.haproxy_info
+  - ref: ansible_collections.clearproxy.haproxy.docsite.guide_community_general
+    description: What is the same and what is different for tasks of community.general.haproxy.
+  - ref: ansible_collections.clearproxy.haproxy.docsite.guide_rolling_update
+    description: Updates servers one by one without losing a request.
+  - ref: ansible_collections.clearproxy.haproxy.docsite.guide_runtime_api
+    description: How to set up the socket, what a module guarantees, and what a reload loses.
 author:
   - The clearproxy.haproxy contributors (@clearproxy)
 """
@@ -493,15 +514,19 @@ EXAMPLES = r"""
         weight: 50%
         maxconn: 100
     wait: true
+    wait_timeout: 60
 
 - name: Drain a server whose clients a stick table would lead back to it, on both proxies
   clearproxy.haproxy.haproxy_server:
-    socket: [tcp://192.0.2.1:9999, tcp://192.0.2.2:9999]
+    socket: [tls://192.0.2.1:9999, tls://192.0.2.2:9999]
+    client_cert: /etc/haproxy-operator/me.pem
+    ca_path: /etc/haproxy-operator/ca.pem
     backend: app
     servers: web1
     state: drain
     forget_clients: true
     wait: true
+    wait_timeout: 60
 
 - name: Send half as much as configured to all canaries
   clearproxy.haproxy.haproxy_server:
@@ -768,6 +793,17 @@ not_sent:
   returned: when HAProxy refused a command, or went away
   type: list
   elements: str
+socket:
+  description: The one of O(socket) that the failure is about.
+  returned: when a socket cannot be used, or its HAProxy refused a command
+  type: str
+  sample: /run/haproxy/admin.sock
+not_found:
+  description: The names and patterns that match no server.
+  returned: when a server was not found
+  type: list
+  elements: str
+  sample: [web9]
 """
 
 import typing as t
@@ -779,6 +815,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._argspec import
     socket_spec,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._operation import failure
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_operation import (
     Operation,
@@ -861,7 +898,7 @@ def main() -> None:
             operation = Operation(clients, desired, waiting, params["return"])
             outcome = operation.preview() if module.check_mode else operation.run()
     except Error as exc:
-        module.fail_json(msg=str(exc), **{"changed": False, "commands": [], **exc.details})
+        module.fail_json(**failure(exc))
     result: dict[str, t.Any] = {}
     if desired.forget_clients:
         result = {"forgotten": outcome.forgotten, "pinning": outcome.pinning}

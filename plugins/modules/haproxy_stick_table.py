@@ -153,6 +153,9 @@ options:
 notes:
   - Needs a socket of C(level operator); below, HAProxy up to 3.0 says that it has cleared a table
     and has not. Works with HAProxy 2.2 and later; tested with 2.2, 2.6, 3.0, 3.2 and 3.4.
+  - There is one command for each entry, unless a condition or O(state=empty) clears many at once.
+    If HAProxy refuses one, those before it stay; those that were already on their way behind it are
+    carried out too; RV(commands) tells which.
   - Setting data lets the entry's time to live begin anew. A full table makes room for a new entry
     by forgetting the oldest ones, without a word, unless its configuration says C(nopurge).
   - HAProxy never tells its peers that an entry was cleared. The others still have it and teach it
@@ -175,8 +178,8 @@ EXAMPLES = r"""
 - name: Let all clients of web1 go elsewhere with their next request, on both proxies
   clearproxy.haproxy.haproxy_stick_table:
     socket:
-      - tcp://192.0.2.1:9999
-      - tcp://192.0.2.2:9999
+      - tls://lb1.example.org:9999
+      - tls://lb2.example.org:9999
     table: app
     server: web1
     state: absent

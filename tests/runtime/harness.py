@@ -447,7 +447,11 @@ def run_module(
 ) -> dict[str, t.Any]:
     """Run a module's main() with these arguments, and return what it printed."""
     from ansible.module_utils import testing
+    from ansible.module_utils.common import warnings
 
+    # Kept for the life of a process, and returned by every module after the one that warned.
+    warnings._global_warnings.clear()
+    warnings._global_deprecations.clear()
     module = importlib.import_module(f"{MODULES}.{name}")
     full = {**args, "_ansible_check_mode": check, "_ansible_diff": diff}
     out = io.StringIO()

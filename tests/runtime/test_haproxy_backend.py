@@ -265,7 +265,12 @@ def test_enabled_without_a_key(hap: Haproxy, version: str) -> None:
     result = do(hap, backend="keyless", dynamic_cookie="enabled")
     assert result["failed"] is True
     assert "because it has no key: give dynamic_cookie_key" in result["msg"]
-    assert result["commands"] == [enable("keyless")]
+    assert result["msg"].endswith("they were disabled again")
+    assert result["commands"] == [enable("keyless"), disable("keyless")]
+    # A key alone would make cookies if they were still enabled.
+    hap.ask(key("keyless", "first"))
+    hap.ask("set server keyless/s1 addr 127.0.0.2")
+    assert column(hap, "keyless", "s1", "cookie") == ""
 
 
 SECRET = "s3cret 'x';y"
@@ -523,3 +528,42 @@ def test_waits_for_streams(
     assert any("be-removable" in line for line in lines) is (kind == "unix")
     assert sum("del backend" in line for line in lines) < 15
     assert "b" not in hap.ask("show backend").split()
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["idle", "lost"])
+def test_published_again_whatever_becomes_of_the_connection(
+    start_haproxy: Start, relay: MakeRelay, version: str, short_path: Path, lost: bool
+) -> None:
+    """Pauses between attempts outlast a short `stats timeout`; and connections break."""
+    if version != "3.4":
+        pytest.skip("no dynamic backends")
+    path = f"{short_path}/http.sock"
+    hap = start_haproxy(
+        "\nbackend app\n"
+        + DEFAULTS
+        + f"frontend chooser\n    mode http\n    bind unix@{path}\n"
+        + "    use_backend %[req.hdr(x-backend)]\n"
+        + "global\n    stats timeout 300ms\n"
+    )
+    for command in ADDED:
+        hap.ask(command)
+    wire = relay(hap)
+    done: list[bool] = []
+
+    def cut(data: bytes) -> None:
+        if lost and b"del backend" in data and not done:
+            done.append(True)
+            raise OSError
+
+    wire.meanwhile = cut
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(
+            b"POST / HTTP/1.1\r\nHost: x\r\nX-Backend: b\r\nContent-Length: 9\r\n\r\nabc"
+        )
+        hap.until(lambda: column(hap, "b", "BACKEND", "scur") == "1")
+        result = do(wire, backend="b", state="absent", wait_timeout=2)
+    assert result["failed"] is True
+    assert ("after 2 s the backend b" in result["msg"]) is not lost
+    assert result["msg"].endswith("it was published again")
+    assert "(UNPUB)" not in column(hap, "b", "BACKEND", "status")

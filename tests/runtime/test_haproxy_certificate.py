@@ -82,8 +82,13 @@ class Pki:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def crl(self, name: str) -> str:
-        """Of ca1: `empty`, `one` with b1 revoked, `long` with 200."""
-        revoked = {"empty": [], "one": [self.serial("b1")], "long": [*range(2**90, 2**90 + 200)]}
+        """Of ca1: `empty`, `one` with b1 revoked, `long` with 200, `longest` with 500."""
+        revoked = {
+            "empty": [],
+            "one": [self.serial("b1")],
+            "long": [*range(2**90, 2**90 + 200)],
+            "longest": [*range(2**90, 2**90 + 500)],
+        }
         index, config = self.home / f"{name}.index", self.home / f"{name}.cnf"
         numbers = [f"{one:X}" for one in revoked[name]]
         lines = [
@@ -873,11 +878,10 @@ def test_refused_before_anything_is_sent(
     if version != "2.2":
         ca = {"kind": "ca_file", "state": "absent"}
         wanted.append(({"name": pki.name("ca.pem"), **ca}, "in use by a bind or server line"))
-    if version not in ("2.2", "3.4"):
-        crl = {"kind": "crl_file", "content": pki.crl("long")}
+    if version != "2.2":
+        crl = {"kind": "crl_file", "content": pki.crl("longest")}
         wanted.append(({"name": pki.name("crl.pem"), **crl}, "bytes of PEM, and HAProxy at"))
-    if version != "3.4":
-        wanted.append(({"name": a, "content": pki.pem("a2") + pki.many}, "takes 15"))
+    wanted.append(({"name": a, "content": pki.pem("a2") + pki.many}, "takes 15"))
     for args, words in wanted:
         for check in (True, False):
             result = certificate({"socket": wire.address, **args}, check=check)
@@ -909,6 +913,24 @@ def test_an_empty_store_is_filled_and_not_listed(hap: Haproxy, pki: Pki) -> None
     done = certificate({**args, "content": pki.pem("a2")})
     assert [command.split()[0] for command in done["commands"]] == ["set", "commit"]
     assert prints(hap, name) == [print_of(pki.pem("a2"))]
+
+
+@pytest.mark.parametrize("case", ["present", "absent"])
+def test_a_haproxy_without_certificates(
+    start_haproxy: Start, version: str, pki: Pki, case: str
+) -> None:
+    hap = start_haproxy("backend app\n    server s1 127.0.0.1:1\n")
+    args = {"socket": str(hap.admin), "name": pki.name("first.pem")}
+    if case == "absent":
+        result = certificate({**args, "state": "absent"})
+        assert not result.get("failed"), result
+        assert result["changed"] is False
+        return
+    result = certificate({**args, "content": pki.pem("a2")})
+    assert [command.split()[0] for command in result["commands"]] == ["new", "set", "commit"]
+    assert prints(hap, args["name"]) == [print_of(pki.pem("a2"))]
+    assert certificate({**args, "state": "absent"})["changed"] is True
+    assert certificate({**args, "content": pki.pem("a2")})["changed"] is True
 
 
 def test_no_duplicate_entries(hap: Haproxy, pki: Pki) -> None:

@@ -98,6 +98,13 @@ def with_map(start_haproxy: Start, short_path: Path) -> Haproxy:
     return start_haproxy(BACKEND + MAP.format(path=path))
 
 
+def picture(hap: Haproxy) -> list[str]:
+    """What the commands change, without the seconds since a server's last change."""
+    rows = [row.split() for row in hap.ask("show servers state").splitlines()]
+    states = [word for row in rows for word in row[:9] + row[10:]]
+    return [*hap.ask("show map #0").split(), *hap.ask("show table app").split(), *states]
+
+
 @cells(CASES)
 def test_changes_are_sent_once_checked_and_counted(
     start_haproxy: Start, relay: MakeRelay, short_path: Path, case: str, version: str, kind: str
@@ -105,13 +112,12 @@ def test_changes_are_sent_once_checked_and_counted(
     hap = with_map(start_haproxy, short_path)
     wire = relay(hap, kind)
     commands, lines, effect = CASES[case]
-    before = hap.ask("show map #0") + hap.ask("show table app") + hap.ask("show servers state")
+    before = picture(hap)
     check = run(wire, commands, check=True)
     assert not set(lines) & set(wire.commands())
     assert check["changed"] is True
     assert [reply["sent"] for reply in check["replies"]] == [False] * len(check["commands"])
-    now = hap.ask("show map #0") + hap.ask("show table app") + hap.ask("show servers state")
-    assert now.split() == before.split()
+    assert picture(hap) == before
     done = run(wire, commands)
     assert not done.get("failed"), done
     assert done["changed"] is True
@@ -181,6 +187,9 @@ REFUSED = {
     "half a success": ("set server app/s1 addr 127.0.0.9 port abc", "problem converting port"),
     "no such map": ("add map /nope k v", "Unknown map identifier"),
     "read": ("show table nope", "No such table"),
+    "read of a crt-list": ("show ssl crt-list nope", "didn't find the specified filename"),
+    "read of a key": ("show tls-keys nope", "unable to locate"),
+    "read of a resolver": ("show resolvers nope", "Can't find that resolvers section"),
     "read without a number": ("show sess 0x1", "Session not found."),
     "restricted": ("debug dev log hello", "restricted to expert mode"),
 }
@@ -209,6 +218,29 @@ def test_a_refusal_fails_and_stops(
     assert "set weight app/s1 3" not in wire.commands()
     assert hap.state("app", "s1") == "maint"
     assert hap.weight("app", "s1") == 10
+
+
+# HAProxy 2.2 ignores what it does not know there.
+@pytest.mark.parametrize("version", [v for v in VERSIONS if at_least(v, "3.2")])
+@pytest.mark.parametrize("kind", ["unix", "master"])
+@pytest.mark.parametrize(
+    "command", ["show profiling bogus", "show pools bogus", "show sess bogus", "show dev x"]
+)
+def test_a_read_that_is_refused_fails_at_every_socket(
+    start_haproxy: Start, relay: MakeRelay, command: str, version: str, kind: str
+) -> None:
+    wire = relay(start_haproxy(BACKEND), kind)
+    result = run(wire, command)
+    assert result["failed"] is True
+    assert command in result["msg"]
+
+
+def test_a_time_that_would_end_haproxy_is_refused(start_haproxy: Start, version: str) -> None:
+    hap = start_haproxy(BACKEND)
+    for command in ("wait 30d srv-removable app/s1", "set timeout cli 3000000"):
+        assert "longer than 20 days" in run(hap.admin, ["disable server app/s1", command])["msg"]
+    assert not run(hap.admin, "set timeout cli 20d").get("failed")
+    assert hap.state("app", "s1") == "ready"
 
 
 def test_a_refused_change_is_none(start_haproxy: Start, version: str) -> None:
@@ -259,6 +291,9 @@ HOSTILE: dict[str, t.Any] = {
     "severity": "set severity-output none",
     "mode": "expert-mode on",
     "other mode": "experimental-mode on",
+    # A connection's timeout beyond 2^31 milliseconds makes HAProxy 3.0 and later abort.
+    "wait that kills": "wait 30d",
+    "timeout that kills": "set timeout cli 3000000",
     "endless": "show events buf0 -w",
     "endless from now": "show events buf0 -nw",
     "escaped prompt": r"pro\mpt",

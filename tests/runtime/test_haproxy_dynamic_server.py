@@ -280,18 +280,33 @@ CASES = {
     "recreate": changed(
         {"port": 80, "backup": True, "recreate": True},
         [
-            "add server app/n1:0 127.0.0.9:80 backup",
+            "add server app/n1:0 127.0.0.9:80 backup agent-check agent-port 9",
             "del server app/n1:0",
             "disable agent app/n1",
             "set server app/n1 state maint",
             "del server app/n1",
-            f"{ADD} 127.0.0.9:80 backup",
+            f"{ADD} 127.0.0.9:80 id 4 backup agent-check agent-port 9",
+            "enable agent app/n1",
             "set server app/n1 state drain",
         ],
-        state={"srv_admin_state": "8", "srv_agent_state": "0"},
+        state={"srv_admin_state": "8", "srv_agent_state": "22", "srv_agent_port": "9"},
         stat={"bck": "1"},
         words=ASKED["words"],
         more=(*ASKED["more"], "set server app/n1 state drain"),
+    ),
+    "recreate-keeps": changed(
+        {"backup": True, "recreate": True},
+        [
+            "add server app/n1:0 127.0.0.9:80 weight 9 maxconn 5 maxqueue 6 backup check port 81 "
+            "agent-port 82",
+            "del server app/n1:0",
+            "del server app/n1",
+            f"{ADD} 127.0.0.9:80 weight 9 maxconn 5 maxqueue 6 id 4 backup check port 81 "
+            "agent-port 82",
+        ],
+        state={"srv_uweight": "9", "srv_check_port": "81", "srv_check_state": "2"},
+        stat={"slim": "5", "qlimit": "6", "bck": "1"},
+        words=" weight 9 maxconn 5 maxqueue 6 check port 81 agent-port 82",
     ),
     # The number is taken until the old server is gone, and another trial name is free.
     "recreate-id": changed(
@@ -416,6 +431,15 @@ def test_check_do_check_do(
             "maxqueue 3 instead of 0 and backup true instead of false",
         ),
         ({"name": "s2", **ADDRESS, "track": "s1"}, "track app/s1 instead of none"),
+        ({"backend": "off", "name": "s1", "address": "127.0.0.1", "port": 1}, "is disabled in"),
+        ({"backend": "off", "name": "s1", "state": "absent"}, "is disabled in HAProxy's"),
+        ({"name": "s1", "state": "absent"}, "app/s1 at"),
+        ({"name": "s1", "state": "absent"}, "is tracked by app/s3, and HAProxy does not delete"),
+        (
+            {"name": "s1", "address": "127.0.0.1", "backup": True, "recreate": True},
+            "is tracked by app/s3",
+        ),
+        ({**ADDRESS, "weight": True}, "weight true: must be a number, not a boolean"),
         # Without checks HAProxy does not change what belongs to them.
         ({"name": "s2", **ADDRESS, "check_port": 7}, "check_port 7 instead of 0"),
         ({"name": "s2", **ADDRESS, "agent_port": 7}, "agent_port 7 instead of 0"),
@@ -434,7 +458,8 @@ def test_refused_before_anything_is_sent(
     result = do(wire, preview=preview, **args)
     assert result["failed"] is True
     assert result["changed"] is False
-    assert ("exists since HAProxy 2.6" if version == "2.2" else words) in result["msg"]
+    words = "exists since HAProxy 2.6" if version == "2.2" and "boolean" not in words else words
+    assert words in result["msg"]
     assert "\n" not in result["msg"]
     assert wire.changes() == []
 
@@ -640,11 +665,11 @@ def test_a_bad_recreation_costs_nothing(
     assert hap.state("app", "n1") == "ready"
 
 
-def test_tracked_servers_stay(start_haproxy: Start, version: str) -> None:
+def test_named_servers_stay(start_haproxy: Start, version: str) -> None:
     """HAProxy tells only when it refuses; then the server gets its state back."""
     if version == "2.2":
         pytest.skip("no dynamic servers")
-    hap = start_haproxy(BACKENDS)
+    hap = start_haproxy("\nbackend app\n    use-server s1 if FALSE\n    server s1 127.0.0.1:1\n")
     hap.ask("set server app/s1 state drain")
     result = do(hap, name="s1", state="absent")
     assert "other configuration elements pointing to it" in result["msg"]
@@ -654,9 +679,33 @@ def test_tracked_servers_stay(start_haproxy: Start, version: str) -> None:
     result = do(hap, name="s1", state="absent")
     assert "it is as it was" in result["msg"]
     assert result["changed"] is False
-    result = do(hap, backend="off", name="s1", state="absent")
-    assert "Proxy is disabled." in result["msg"]
-    assert "it is as it was" in result["msg"]
+
+
+def test_tls_is_not_kept_blindly(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
+    if version == "2.2":
+        pytest.skip("no dynamic servers")
+    hap = start_haproxy(BACKENDS)
+    wire = relay(hap)
+    args: dict[str, t.Any] = {**ADDRESS, "port": 443, "backup": True, "recreate": True}
+    hap.ask(f"{ADD} 127.0.0.9:443 ssl verify none")
+    result = do(wire, **args)
+    assert "does not tell how it verifies" in result["msg"]
+    assert wire.changes() == []
+    assert do(wire, options=["verify", "none"], **args)["changed"] is True
+    assert hap.row("app", "n1")["srv_use_ssl"] == "1"
+
+
+def test_the_diff_of_a_recreation(start_haproxy: Start, version: str) -> None:
+    """Check mode and the real run show what the task does not name."""
+    if version == "2.2":
+        pytest.skip("no dynamic servers")
+    hap = start_haproxy(BACKENDS)
+    hap.ask(f"{ADD} 127.0.0.9:80 track app/s1")
+    args: dict[str, t.Any] = {**ADDRESS, "check": True, "recreate": True}
+    for preview in (True, False):
+        diff = do(hap, preview=preview, **args)["diff"]
+        assert diff["before"]["app/n1"]["track"] == "app/s1"
+        assert diff["after"]["app/n1"]["track"] is None
 
 
 # --- with traffic ---------------------------------------------------------------------------
@@ -756,6 +805,49 @@ def test_deadline_rolls_back(busy: tuple[Haproxy, int]) -> None:
         assert result["msg"].endswith("it was set back to ready")
         assert names_of(hap) == ["n1"]
         assert stat(hap, "app", "n1")["bck"] == "0"
+
+
+def test_rolls_back_whatever_the_timeout_of_the_socket(
+    start_haproxy: Start, version: str, echo: int
+) -> None:
+    """Pauses of up to a second between attempts must not lose the connection."""
+    if version == "2.2":
+        pytest.skip("no dynamic servers")
+    timeout = "global\n    stats timeout 300ms\n"
+    hap = start_haproxy(f"\nbackend app\n    balance roundrobin\n{timeout}", mode="tcp")
+    do(hap, address="127.0.0.1", port=echo)
+    with client_of(hap):
+        result = do(hap, state="absent", wait_timeout=2, on_timeout="rollback")
+        assert "after 2 s app/n1" in result["msg"]
+        assert result["msg"].endswith("it was set back to ready")
+        assert hap.state("app", "n1") == "ready"
+
+
+@pytest.mark.parametrize("rival", [False, True])
+def test_set_back_when_the_connection_is_lost(
+    busy: tuple[Haproxy, int], relay: MakeRelay, rival: bool
+) -> None:
+    hap, _port = busy
+    wire = relay(hap)
+    done: list[bool] = []
+
+    def cut(data: bytes) -> None:
+        if b"del server" in data and not done:
+            done.append(True)
+            if rival:
+                hap.process.kill()
+                hap.process.wait(5)
+            raise OSError
+
+    wire.meanwhile = cut
+    with client_of(hap):
+        result = do(wire, state="absent", wait_timeout=5, on_timeout="rollback")
+    assert result["failed"] is True
+    if rival:
+        assert "it may be in maintenance, and could not be set back to ready" in result["msg"]
+    else:
+        assert result["msg"].endswith("it was set back to ready")
+        assert hap.state("app", "n1") == "ready"
 
 
 def test_deadline_ends_sessions(busy: tuple[Haproxy, int], relay: MakeRelay) -> None:

@@ -198,7 +198,13 @@ def test_check_do_check_do(
 def test_shutdown_of_a_pattern(start: t.Callable[[], Haproxy]) -> None:
     """2.2 does not list them afterwards, and still the task ends well."""
     hap = start()
-    args = {"frontends": ["w*", "both"], "state": "shutdown"}
+    args: dict[str, t.Any] = {"frontends": ["w*", "both"], "state": "shutdown"}
+    for check in (True, False):
+        refused = frontend(hap, args, check=check)
+        assert refused["failed"] is True
+        assert "force: true" in refused["msg"]
+    assert status(hap, "web") == "OPEN"
+    args["force"] = True
     done = frontend(hap, args)
     assert done["commands"] == ["shutdown frontend both", "shutdown frontend web"]
     assert [fe["state"] for fe in done["frontends"]] == ["shutdown", "shutdown"]
@@ -228,9 +234,15 @@ def test_what_clients_notice(start: t.Callable[[], Haproxy]) -> None:
         frontend(hap, {"frontends": "front", "state": "disabled"})
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", hap.port), timeout=2).close()
-        # The port is kept, and what is open goes on.
-        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        # The port is given up, and another program may keep it.
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             other.bind(("127.0.0.1", hap.port))
+            other.listen()
+            failed = frontend(hap, {"frontends": "front", "state": "enabled"})
+            assert "Failed to resume frontend" in failed["msg"]
+            assert (failed["changed"], failed["commands"]) == (False, [])
+        # What is open goes on.
         old.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert old.recv(100).startswith(b"HTTP/1.1 200")
         frontend(hap, {"frontends": "front", "state": "enabled"})
@@ -262,17 +274,18 @@ def test_nobody_comes_in_at_zero(start: t.Callable[[], Haproxy]) -> None:
 # --- refusals -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("maxconn", [-1, 2147483648, 4294967297, "abc", 1.5, ""])
+@pytest.mark.parametrize("maxconn", [-1, 2147483648, 4294967297, True, False, "abc", 1.5, ""])
 def test_numbers_are_checked_here(
     start: t.Callable[[], Haproxy], relay: MakeRelay, maxconn: t.Any
 ) -> None:
     """HAProxy would take 4294967297 for 1 and abc for 0, and say nothing."""
     hap = start()
     wire = relay(hap)
-    args = {"socket": wire.address, "frontends": "front", "maxconn": maxconn}
+    args = {"socket": wire.address, "frontends": "front", "maxconn": maxconn, "force": True}
     result = run_module("haproxy_frontend", args)
     assert result["failed"] is True
     assert "maxconn" in result["msg"]
+    assert str(maxconn) in result["msg"]
     assert wire.commands() == []
     assert limit(hap, "front") == 200
 
@@ -280,7 +293,7 @@ def test_numbers_are_checked_here(
 def test_haproxy_does_not_check_numbers(start: t.Callable[[], Haproxy]) -> None:
     """The reason for the test above; and the highest value arrives unchanged."""
     hap = start()
-    for text, taken in (("abc", 0), ("4294967297", 1)):
+    for text, taken in (("abc", 0), ("True", 0), ("4294967297", 1)):
         assert hap.ask(f"set maxconn frontend front {text}").strip() == ""
         assert limit(hap, "front") == taken
     done = frontend(hap, {"frontends": "front", "maxconn": 2147483647})
@@ -311,7 +324,7 @@ def test_names(
     wire = relay(hap)
     for state in ("disabled", "shutdown"):
         for check in (True, False):
-            args = {"socket": wire.address, "frontends": names, "state": state}
+            args = {"socket": wire.address, "frontends": names, "state": state, "force": True}
             result = run_module("haproxy_frontend", args, check=check)
             assert result["failed"] is True
             assert words in result["msg"]
@@ -345,17 +358,110 @@ def test_what_was_shut_down_cannot_be_changed(
     assert frontend(hap, {"frontends": name, "state": "shutdown"})["changed"] is False
 
 
-def test_refused_by_haproxy(start_haproxy: Start, version: str) -> None:
-    """Without any port there is nothing to close, and 2.6 and later say so."""
-    hap = start_haproxy("backend app\nfrontend idle\n    default_backend app\n")
-    result = frontend(hap, {"frontends": ["front", "idle"], "state": "disabled"})
+IDLE = "backend app\nfrontend idle\n    default_backend app\n"
+
+
+def test_without_any_port_by_pattern(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
+    """There is nothing to close, and 2.6 and later say that this is done already."""
+    hap = start_haproxy(IDLE)
+    wire = relay(hap)
+    args = {"socket": wire.address, "frontends": "*", "state": "disabled", "maxconn": 9}
+    sent = ["disable frontend front", "set maxconn frontend front 9"]
+    sent += ["disable frontend idle", "set maxconn frontend idle 9"]
+    done = run_module("haproxy_frontend", args)
+    assert done.get("failed") is None, done
+    assert done.get("warnings") is None
+    assert wire.changes() == sent
+    bare = version != "2.2"
+    assert done["commands"] == [one for one in sent if not (bare and one == sent[2])]
+    found = {fe["name"]: (fe["state"], fe["maxconn"]) for fe in done["frontends"]}
+    assert found == {"front": ("disabled", 9), "idle": ("enabled" if bare else "disabled", 9)}
+    assert status(hap, "idle") == ("OPEN" if bare else "STOP")
+    again = run_module("haproxy_frontend", args)
+    assert (again.get("failed"), again["changed"], again["commands"]) == (None, False, [])
+    assert again["diff"]["before"] == again["diff"]["after"]
+
+
+@pytest.mark.parametrize("name", ["idle", "#3"])
+def test_without_any_port_by_name(start_haproxy: Start, version: str, name: str) -> None:
+    hap = start_haproxy(IDLE)
+    number = (row(hap, "idle") or {})["iid"]
+    names = ["front", "idle" if name == "idle" else f"#{number}"]
+    result = frontend(hap, {"frontends": names, "state": "disabled"})
     if version == "2.2":
         assert len(result["commands"]) == 2
         return
     assert result["failed"] is True
-    assert "refused 'disable frontend idle': All sockets are already disabled." in result["msg"]
-    assert result["commands"] == result["applied"] == ["disable frontend front"]
+    assert "the frontend idle at " in result["msg"]
+    assert "no 'bind' line" in result["msg"]
+    assert result["commands"] == ["disable frontend front"]
     assert result["changed"] is True
+    # That it lets clients in is true, and to end it works.
+    assert frontend(hap, {"frontends": names[1], "state": "enabled"})["changed"] is False
+    assert frontend(hap, {"frontends": names[1], "state": "shutdown"})["changed"] is True
+
+
+@pytest.mark.parametrize("state", ["disabled", "enabled"])
+def test_somebody_was_faster(start: t.Callable[[], Haproxy], relay: MakeRelay, state: str) -> None:
+    """The same HAProxy twice: when it is told the second time, all is done already."""
+    hap = start()
+    if state == "enabled":
+        for name in ("front", "web"):
+            hap.ask(f"disable frontend {name}")
+    wire = relay(hap)
+    args = {"socket": [str(hap.admin), wire.address], "frontends": ["front", "web"]}
+    done = run_module("haproxy_frontend", {**args, "state": state})
+    assert done.get("failed") is None, done
+    commands = [f"{state[:-1]} frontend front", f"{state[:-1]} frontend web"]
+    assert wire.changes() == commands
+    # Counted once.
+    assert done["commands"] == commands
+    assert {fe["state"] for fe in done["frontends"]} == {state}
+    assert status(hap, "web") == ("OPEN" if state == "enabled" else paused(hap))
+
+
+def test_refused_behind_what_is_done_already(start_haproxy: Start, version: str) -> None:
+    """All that was carried out is told, and nothing was sent behind the refusal."""
+    hap = start_haproxy(IDLE.replace("idle", "a-idle") + "frontend z\n    default_backend app\n")
+    hap.ask("disable frontend front")
+    for name in ("a-idle", "z"):
+        hap.ask(f"set maxconn frontend {name} 7")
+    if version == "2.2":
+        hap.ask("disable frontend z")
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", hap.port))
+        other.listen()
+        args = {"frontends": "*", "state": "enabled", "maxconn": 9}
+        result = frontend(hap, args)
+    assert result["failed"] is True
+    assert "refused 'enable frontend front': Failed to resume frontend" in result["msg"]
+    done = ["set maxconn frontend a-idle 9", "set maxconn frontend front 9"]
+    assert result["commands"] == done
+    assert result["not_sent"][0] == "set maxconn frontend z 9"
+    assert limit(hap, "z") == 7
+
+
+ABSTRACT = [version for version in VERSIONS if version not in ("2.2", "2.6")]
+
+
+@pytest.mark.parametrize("version", ABSTRACT)
+def test_an_abstract_address_is_never_opened_again(
+    start_haproxy: Start, version: str, short_path: Path
+) -> None:
+    """HAProxy 3.x says nothing and leaves it disabled; 2.6 ends when it is disabled."""
+    hap = start_haproxy(
+        f"frontend abs\n    bind abns@{short_path.name}\n    default_backend app\nbackend app\n"
+    )
+    assert frontend(hap, {"frontends": "abs", "state": "disabled"})["changed"] is True
+    began = time.monotonic()
+    result = frontend(hap, {"frontends": "abs", "state": "enabled"})
+    assert time.monotonic() - began < 1
+    assert result["failed"] is True
+    assert "only a reload" in result["msg"]
+    assert "abns@" in result["msg"]
+    assert (result["commands"], result["changed"]) == (["enable frontend abs"], True)
+    assert status(hap, "abs") == "PAUSED"
 
 
 @pytest.mark.parametrize("level", ["user", "operator"])

@@ -223,7 +223,7 @@ def test_the_limits_hold(start_haproxy: Start) -> None:
 WRONG = [
     (name, value)
     for name in FIELDS
-    for value in (-1, 2147483648, 4294967296, "abc", "", "5; clear counters all")
+    for value in (-1, 2147483648, 4294967296, True, False, "abc", "", "5; clear counters all")
 ]
 
 
@@ -238,7 +238,7 @@ def test_numbers_are_checked_here(start_haproxy: Start, relay: MakeRelay) -> Non
         assert "\n" not in result["msg"]
     assert wire.commands() == []
     # The reason:
-    for text, taken in (("4294967296", "0"), ("7", "7"), ("abc", "0")):
+    for text, taken in (("4294967296", "0"), ("7", "7"), ("abc", "0"), ("8", "8"), ("True", "0")):
         hap.ask(f"set rate-limit sessions global {text}")
         assert info(hap, "SessRateLimit") == taken
     hap.ask("set rate-limit http-compression global 4194304")
@@ -262,18 +262,20 @@ def test_memory(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
     hap = start_haproxy(APP)
     wire = relay(hap)
     args = {"socket": wire.address, "profiling_memory": "on", "maxconn": 100}
+    check = run_module("haproxy_global", args, check=True)
     result = run_module("haproxy_global", args)
-    assert result["failed"] is True
+    assert result["failed"] is check["failed"] is True
+    assert result["msg"] == check["msg"]
+    assert wire.changes() == []
+    assert info(hap, "Maxconn") == "200"
     off = run_module("haproxy_global", {"socket": wire.address, "profiling_memory": "off"})
     if version == "2.2":
         for one in (result, off):
             assert "'set profiling memory' exists since HAProxy 2.4" in one["msg"]
             assert (one["version"], one["since"]) == ("2.2", "2.4")
-        assert wire.changes() == []
-        assert info(hap, "Maxconn") == "200"
         return
-    assert "Memory profiling not compiled in" in result["msg"]
-    assert result["commands"] == ["set maxconn global 100"]
+    assert "was built without USE_MEMORY_PROFILING=1" in result["msg"]
+    assert hap.ask("set profiling memory on").strip() == "Memory profiling not compiled in."
     assert (off.get("failed"), off["changed"]) == (None, False)
     assert off["processes"][0]["profiling_memory"] == "off"
 
@@ -286,6 +288,21 @@ def test_level(start_haproxy: Start, level: str) -> None:
     assert result["failed"] is True
     assert f"has level {level}, but this needs level admin" in result["msg"]
     assert info(hap, "SessRateLimit") == "0"
+
+
+def test_an_operator_may_not_read_it(start_haproxy: Start, version: str) -> None:
+    """The reason why the highest values, which an operator may clear, need an admin here."""
+    operator = start_haproxy(APP).directory / "operator.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(str(operator))
+        sock.sendall(b"show profiling status; clear counters\n")
+        reply = b""
+        while part := sock.recv(4096):
+            reply += part
+    assert reply.count(b"Permission denied") == (0 if version == "2.2" else 1)
+    result = run_module("haproxy_global", {"socket": str(operator), "clear_counters": "max"})
+    assert "has level operator, but this needs level admin" in result["msg"]
 
 
 def test_several_sockets(start_haproxy: Start) -> None:

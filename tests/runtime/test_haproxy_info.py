@@ -327,6 +327,12 @@ def test_certificates(hap: Haproxy, version: str, short_path: Path) -> None:
     assert "PRIVATE" not in str(record)
 
 
+def test_no_certificates(start_haproxy: Start, version: str) -> None:
+    result = gather(start_haproxy("backend app\n    server s1 127.0.0.1:1\n").admin, "certificates")
+    assert not result.get("failed"), result
+    assert result["certificates"] == []
+
+
 def test_maps_and_acls(hap: Haproxy, version: str, short_path: Path) -> None:
     result = gather(hap.admin, "maps", "acls")
     maps = {record["name"]: record["entries"] for record in result["maps"]}
@@ -392,6 +398,11 @@ def test_patterns_of_backends(hap: Haproxy, version: str) -> None:
     assert names(result, "backends") == ["pinned", "both"]
     assert sorted(names(result, "servers", "backend")) == ["both", "pinned"]
     assert {row["pxname"] for row in result["stats"]} == {"pinned", "both"}
+
+
+def test_filters_in_the_plural(hap: Haproxy, version: str) -> None:
+    plural = gather(hap.admin, "servers", backends=["pinned"], servers=["*"])
+    assert plural["servers"] == gather(hap.admin, "servers", backend=["pinned"])["servers"] != []
 
 
 def test_many_backends_are_read_at_once(

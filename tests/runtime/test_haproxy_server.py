@@ -802,7 +802,7 @@ def test_a_refusal_in_the_middle_says_what_was_done(start_haproxy: Start, origin
     )
     failed = server({"socket": str(hap.admin), "servers": "s1", "weight": "50%"})
     assert failed["failed"] is True
-    assert failed["applied"] == failed["commands"] == ["set server app/s1 weight 50%"]
+    assert failed["commands"] == ["set server app/s1 weight 50%"]
     assert failed["changed"] is True
     assert hap.weight("app", "s1") == 5
 
@@ -897,20 +897,14 @@ IDLE = "global\n    stats timeout 1s\n"
 
 def test_idle_socket_is_closed_meanwhile(start_haproxy: Start, echo: int, relay: MakeRelay) -> None:
     """Where there is nothing to wait for, HAProxy hangs up while another one is waited for."""
-    # 2.6 now and then forgets its own timeout: seen 3 times in 60. Then there is nothing to see, so again.
-    for _attempt in range(4):
-        if hung_up(start_haproxy, echo, relay):
-            return
-    pytest.fail("HAProxy did not hang up")
-
-
-def hung_up(start_haproxy: Start, echo: int, relay: MakeRelay) -> bool:
-    """Whether HAProxy closed the idle connection; the outcome must be right in any case."""
     one = start_haproxy(f"{IDLE}backend app\n    server s1 127.0.0.1:{echo}\n", mode="tcp")
     two = start_haproxy(f"backend app\n    server s1 127.0.0.1:{echo}\n", mode="tcp")
     one.ask("set server app/s1 state maint")
     one.ask("set server app/s1 weight 0")
     wire = relay(one)
+    delays = iter([0.05])
+    # HAProxy 2.2 and 2.6 never hang up if the first command is there when they first look.
+    wire.meanwhile = lambda data: time.sleep(next(delays, 0))
     args = {
         "socket": [str(wire.path), str(two.admin)],
         "servers": "s1",
@@ -928,7 +922,7 @@ def hung_up(start_haproxy: Start, echo: int, relay: MakeRelay) -> bool:
     assert wire.changes() == ["set server app/s1 weight 1"]
     assert one.weight("app", "s1") == 1
     assert two.state("app", "s1") == "maint"
-    return wire.connections == 2
+    assert wire.connections == 2
 
 
 def test_rollback_reaches_an_idle_socket(start_haproxy: Start, echo: int) -> None:

@@ -319,9 +319,9 @@ def test_gone_in_the_middle_of_a_batch(short_path: Path) -> None:
     assert result["failed"] is True
     assert result["changed"] is True
     assert "4 were carried out" in result["msg"]
-    assert len(result["applied"]) == len(result["commands"]) == 4
+    assert len(result["commands"]) == 4
     assert 1 <= len(result["unknown"]) <= 256 + 4
-    assert len(result["applied"]) + len(result["unknown"]) + len(result["not_sent"]) == 600
+    assert len(result["commands"]) + len(result["unknown"]) + len(result["not_sent"]) == 600
 
 
 def test_refusal_stops_the_batch(short_path: Path) -> None:
@@ -514,6 +514,10 @@ def test_every_module_at_its_first_change(
     )
     seconds_of(start, 6)
     if module == "haproxy_info":
+        assert not happened
+        return
+    if (module, version) == ("haproxy_dynamic_server", "2.2"):
+        assert "exists since HAProxy 2.6" in result["msg"]
         assert not happened
         return
     assert happened

@@ -14,14 +14,15 @@ import select
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import typing as t
 from pathlib import Path
 
 import pytest
-import yaml
 from harness import (
     MODULES,
+    REPO,
     Certificates,
     Haproxy,
     Relay,
@@ -34,7 +35,6 @@ from harness import (
     run_module_process,
 )
 
-from ansible_collections.clearproxy.haproxy.plugins.doc_fragments import _socket
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _transport
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._client import Client
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._command import Step
@@ -42,6 +42,8 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import 
     LevelError,
     SocketError,
 )
+
+GUIDE = REPO / "docs" / "docsite" / "rst" / "guide_runtime_api.rst"
 
 Start = t.Callable[..., Haproxy]
 MakeRelay = t.Callable[..., Relay]
@@ -114,13 +116,11 @@ def test_tcp(start_haproxy: Start, version: str) -> None:
 # --- TLS ------------------------------------------------------------------------------------
 
 
-def documented_section() -> str:
-    """The lines that the documentation gives for a socket in a network."""
-    notes = " ".join(yaml.safe_load(_socket.ModuleDocFragment.DOCUMENTATION)["notes"])
-    lines = re.search(r"C\(listen [^)]*\)(?:,\s+C\([^)]*\))*", notes)
-    assert lines is not None
-    first, *rest = re.findall(r"C\(([^)]*)\)", lines.group())
-    return "\n".join([first, *(f"    {line}" for line in rest)]) + "\n"
+def documented_sections() -> list[str]:
+    """The sections that the guide gives for a socket in a network, the second one below chroot."""
+    found = re.findall(r"^ {3}listen admin\n(?: {7}\S.*\n)+", GUIDE.read_text(), re.M)
+    assert len(found) == 2
+    return [textwrap.dedent(section) for section in found]
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +154,7 @@ def test_tls(start_haproxy: Start, short_path: Path, papers: Certificates, versi
     doors = ("good", "elsewhere", "expired", "foreign", "plain", "ignored")
     port = {name: free_port() for name in doors}
     secured = f"ca-file {papers.ca} verify required"
-    section = documented_section()
+    section = documented_sections()[0]
     for old, new in (
         (":9999", f"127.0.0.1:{port['good']}"),
         ("/etc/haproxy/admin.pem", str(papers.server)),
@@ -242,20 +242,19 @@ def test_tls_below_chroot(
 ) -> None:
     """The other documented configuration, with HAProxy's user and root directory changed."""
     port = free_port()
-    section = documented_section()
+    section = documented_sections()[1]
     for old, new in (
         (":9999", f"127.0.0.1:{port}"),
         ("/etc/haproxy/admin.pem", str(papers.server)),
         ("/etc/haproxy/operators.pem", str(papers.ca)),
-        ("/run/haproxy/admin.sock", "/admin2.sock"),
+        ("unix@/admin.sock", "unix@/admin2.sock"),
     ):
+        assert section.count(old) == 1
         section = section.replace(old, new)
-    notes = " ".join(yaml.safe_load(_socket.ModuleDocFragment.DOCUMENTATION)["notes"])
-    line = re.search(r"C\((stats socket /DIR[^)]*)\)", notes)
+    line = re.search(r"stats socket /var/lib/haproxy/admin\.sock .*", GUIDE.read_text())
     assert line is not None
-    assert "C(server admin unix@/admin.sock)" in notes
-    stats = line.group(1).replace("user haproxy", "user nobody")
-    stats = stats.replace("/DIR/admin.sock", f"{short_path}/h0/admin2.sock")
+    stats = line.group().replace("user haproxy", "user nobody")
+    stats = stats.replace("/var/lib/haproxy/admin.sock", f"{short_path}/h0/admin2.sock")
     short_path.chmod(0o755)
     hap = start_haproxy(
         f"{APP}{section}global\n    user nobody\n    chroot {short_path}/h0\n    {stats}\n"

@@ -217,7 +217,10 @@ def test_listing() -> None:
     assert parse_listing(text, CERT) == Listing(("/c/a b", "/c/b - 3 certificate(s)"), "/c/a b")
     text = "# transaction\n*/ca - 2 certificate(s)\n# filename\n/ca - 1 certificate(s)\n\n"
     assert parse_listing(text, CA) == Listing(("/ca",), "/ca")
-    for wrong in ("", "\n", "/c/a.pem\n", "# transaction\n*x\n"):
+    # HAProxy has nothing to list.
+    for nothing in ("", "\n", "\n\n"):
+        assert parse_listing(nothing, CERT) == parse_listing(nothing, CA) == Listing(())
+    for wrong in (" ", "x", "/c/a.pem\n", "# transaction\n*x\n"):
         with pytest.raises(ParseError):
             parse_listing(wrong, CERT)
 

@@ -104,6 +104,13 @@ def lines(change: _dynamic_server.ServerChange) -> list[str]:
         ({"maxconn": 2**31}, "maxconn"),
         ({"maxqueue": -1}, "maxqueue"),
         ({"id": 0}, "id 0"),
+        ({"weight": True}, "weight true: must be a number, not a boolean"),
+        ({"port": True}, "port true"),
+        ({"maxconn": False}, "maxconn false"),
+        ({"maxqueue": True}, "maxqueue true"),
+        ({"id": True}, "id true"),
+        ({"check_port": True}, "check_port true"),
+        ({"agent_port": True}, "agent_port true"),
         ({"cookie": ""}, "''"),
         ({"cookie": "a\nb"}, "line break"),
         ({"track": "a/b/c"}, "track"),
@@ -216,6 +223,107 @@ def test_what_cannot_be_changed(
     stages = [step.key for step in change.steps]
     assert stages[:2] == ["probe", "probe"]
     assert stages.index("delete") < stages.index("add")
+
+
+ALL: dict[str, t.Any] = {
+    "port": 443,
+    "weight": 9,
+    "maxconn": 5,
+    "maxqueue": 6,
+    "cookie": "c1",
+    "check": True,
+    "check_port": 81,
+    "check_address": "192.0.2.8",
+    "agent_check": True,
+    "agent_port": 82,
+    "agent_address": "192.0.2.7",
+}
+
+
+def test_recreation_keeps_what_the_task_does_not_name() -> None:
+    change = plan(there(**ALL), desired(backup=True, recreate=True))
+    assert (
+        "add server app/n1 192.0.2.1:443 weight 9 maxconn 5 maxqueue 6 id 7 cookie c1 backup check "
+        "port 81 addr 192.0.2.8 agent-check agent-port 82 agent-addr 192.0.2.7"
+    ) in lines(change)
+    assert lines(change)[-3:] == [
+        "enable health app/n1",
+        "enable agent app/n1",
+        "set server app/n1 state ready",
+    ]
+    before, after = change.before["app/n1"], change.after["app/n1"]
+    assert {name for name in after if before[name] != after[name]} == {"backup"}
+    tracking = plan(there(can=False, track="app/s1"), desired(backup=True, recreate=True))
+    assert "add server app/n1 192.0.2.1:80 id 7 track app/s1 backup" in lines(tracking)
+
+
+def test_recreation_keeps_checks_that_are_switched_off() -> None:
+    change = plan(there(), desired(backup=True, recreate=True, check=False))
+    assert "add server app/n1 192.0.2.1:80 id 7 backup check agent-check" in lines(change)
+    assert not [line for line in lines(change) if line.startswith("enable ")]
+
+
+def test_the_diff_shows_what_a_recreation_changes_besides() -> None:
+    """A dynamic cookie is not given: HAProxy makes it of the address."""
+    found = there(can=False, cookie="0123456789abcdef", track="app/s1")
+    change = plan(found, desired(check=True, recreate=True))
+    assert "add server app/n1 192.0.2.1:80 id 7 check" in lines(change)
+    assert change.before["app/n1"]["cookie"] == "0123456789abcdef"
+    assert change.after["app/n1"]["cookie"] is None
+    assert change.before["app/n1"]["track"] == "app/s1"
+    assert change.after["app/n1"]["track"] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "params", "version", "words"),
+    [
+        ({"ssl": True}, {}, (3, 2), "does not tell how it verifies"),
+        ({"ssl": True}, {"ssl": True}, (3, 2), ""),
+        ({"ssl": True}, {"ssl": False}, (3, 2), ""),
+        ({"ssl": True}, {"options": ["verify", "none"]}, (3, 2), ""),
+        ({"cookie": "c1"}, {}, (2, 6), "which HAProxy before 3.0 gives"),
+        ({"cookie": "c1"}, {}, (3, 0), ""),
+        ({"cookie": "0123456789abcdef"}, {}, (2, 6), ""),
+    ],
+)
+def test_what_cannot_be_kept(
+    values: dict[str, t.Any], params: dict[str, t.Any], version: tuple[int, int], words: str
+) -> None:
+    wanted = desired(backup=True, recreate=True, **params)
+    if words:
+        with pytest.raises(InputError, match=words):
+            plan(there(**values), wanted, version)
+    else:
+        (line,) = [
+            text for text in lines(plan(there(**values), wanted, version)) if " id 7" in text
+        ]
+        assert (" ssl" in line) is bool(values.get("ssl") and params.get("ssl", True))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"disabled": True}, "the backend app at /run/x is disabled"),
+        ({"trackers": ("b/s1", "b/s2")}, "app/n1 at /run/x is tracked by b/s1, b/s2, and"),
+    ],
+)
+@pytest.mark.parametrize(
+    "params", [{"address": None, "state": "absent"}, {"backup": True, "recreate": True}]
+)
+def test_servers_that_stay(values: dict[str, t.Any], words: str, params: dict[str, t.Any]) -> None:
+    found = dataclasses.replace(there(), **values)
+    with pytest.raises(InputError, match=words):
+        plan(found, desired(**params))
+
+
+def test_tracked_servers_are_changed() -> None:
+    found = dataclasses.replace(there(), trackers=("b/s1",))
+    assert lines(plan(found, desired(weight=5))) == ["set server app/n1 weight 5"]
+
+
+def test_rows_have_the_names_of_haproxy_server_too() -> None:
+    (row,) = plan(there(check=True, admin_state="drain"), desired()).result["servers"]
+    assert (row["state"], row["health_checks"], row["agent_checks"]) == ("drain", True, False)
 
 
 def test_check_address_in_3_4() -> None:
@@ -359,7 +467,9 @@ def test_plan_applied_is_empty(
         after = _dynamic_server.Found(frozenset({"n1"}), now, 3, True, True)
         again = plan(after, desired(**params), version)
         assert again.steps == ()
-        assert again.before == again.after == change.after
+        assert again.before == again.after
+        # What a recreation changes besides is in its diff only.
+        assert again.after["app/n1"].items() <= change.after["app/n1"].items()
 
 
 @PATIENT

@@ -68,6 +68,11 @@ def plan(
         ({"maxconn": 2**31}, "maxconn 2147483648"),
         ({"maxconn": 2**32 + 1}, "maxconn 4294967297"),
         ({"maxconn": 0}, "force: true"),
+        ({"maxconn": True}, "maxconn True: must be a number"),
+        ({"maxconn": False, "force": True}, "maxconn False: must be a number"),
+        ({"frontends": ["*"], "state": "shutdown"}, "force: true"),
+        ({"frontends": ["www", "mai?"], "state": "shutdown"}, "'mai?'"),
+        ({"frontends": ["[w]ww"], "state": "shutdown"}, "force: true"),
         ({"maxconn": 5, "state": "shutdown"}, "shutdown"),
     ],
 )
@@ -148,6 +153,21 @@ def test_order() -> None:
     ]
 
 
+def test_what_has_no_port_is_not_disabled() -> None:
+    seen = Seen(V34, (fe("idle", id=3), fe("www")))
+    wanted = desired(frontends=["*"], state="disabled", maxconn=7)
+    change = _frontend.plan_frontends(seen, wanted, "/sock", {"idle"})
+    assert [step.command for step in change.steps] == [
+        "set maxconn frontend idle 7",
+        "disable frontend www",
+        "set maxconn frontend www 7",
+    ]
+    assert change.after["idle"] == {"state": "enabled", "maxconn": 7}
+    # To shut it down works.
+    wanted = desired(frontends=["idle"], state="shutdown")
+    assert len(_frontend.plan_frontends(seen, wanted, "/sock", {"idle"}).steps) == 1
+
+
 def test_names() -> None:
     several = (fe("www"), fe("wwws", id=3), fe("mail", id=4), fe("3", id=5))
     commands = plan(*several, frontends=["w*"], state="disabled")[0]
@@ -172,7 +192,7 @@ def test_shut_down() -> None:
             # A pattern means what can still be changed.
             assert len(plan(one, fe(), frontends=["*"], **params)[1]) == 1
         assert plan(one, frontends=["old"], state="shutdown")[0] == []
-        assert plan(one, frontends=["o*"], state="shutdown")[0] == []
+        assert plan(one, frontends=["o*"], state="shutdown", force=True)[0] == []
         assert plan(one, frontends=["old"])[0] == []
     assert plan(gone, frontends=["#9"], state="shutdown")[0] == []
 
@@ -251,7 +271,7 @@ def test_a_plan_leads_to_its_own_prediction(
 ) -> None:
     if state == "shutdown":
         maxconn = None
-    wanted = desired(frontends=names, state=state, maxconn=maxconn, missing="ignore")
+    wanted = desired(frontends=names, state=state, maxconn=maxconn, missing="ignore", force=True)
     try:
         change = _frontend.plan_frontends(Seen(version, tuple(found)), wanted, "/sock")
     except (InputError, NotFoundError):

@@ -118,6 +118,13 @@ def test_maxconn() -> None:
         plan(maxconn=201)
 
 
+@pytest.mark.parametrize("name", _global.SETTINGS)
+@pytest.mark.parametrize("value", [True, False])
+def test_truth_values_are_no_numbers(name: str, value: bool) -> None:
+    with pytest.raises(InputError, match=f"^{name} {value}: must be a number"):
+        desired(**{name: value})
+
+
 def test_clearing_is_always_done_and_proves_nothing() -> None:
     (step,) = _global.plan_process(NOW, desired(clear_counters="all"), "/sock").steps
     assert not step.readable
@@ -127,6 +134,11 @@ def test_what_the_build_lacks() -> None:
     bare = Process(200, {**NOW.values, "rate_limit_ssl_sessions": None})
     with pytest.raises(VersionError, match="rate_limit_ssl_sessions"):
         plan(bare, rate_limit_ssl_sessions=5)
+    plain = Process(200, NOW.values, has_memory_profiling=False)
+    assert "has_memory_profiling" not in plain.as_dict()
+    assert plan(plain, profiling_memory="off") == []
+    with pytest.raises(VersionError, match="USE_MEMORY_PROFILING"):
+        plan(plain, profiling_memory="on")
 
 
 numbers = {name: st.none() | st.integers(0, 300) for name in _global.SETTINGS}

@@ -166,7 +166,7 @@ def test_what_was_applied_is_told(
     with pytest.raises(SocketError if breaks else CommandError) as caught:
         run(Values(wanted), memory)
     said = _operation.failure(caught.value)
-    assert said["commands"] == said["applied"] == steps[:after]
+    assert said["commands"] == steps[:after]
     assert said["changed"] is (after > 0)
     rest = said["unknown"] if breaks else [item["command"] for item in said["refused"]]
     assert rest + said["not_sent"] == steps[after:]

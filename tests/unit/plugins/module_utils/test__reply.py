@@ -146,6 +146,7 @@ REFUSED: list[tuple[t.Any, str]] = [
     ({"command": "x", "payload": "a\n\nb"}, "empty line"),
     ({"command": "x", "payload": ""}, "empty line"),
     ("a;b", "unescaped"),
+    ("a;b", "write several commands as a list"),
     ("a\nb", "line break"),
     ("a\0b", "NUL"),
     ("a\\", "final"),
@@ -162,6 +163,14 @@ REFUSED: list[tuple[t.Any, str]] = [
     ("set severity-output none", "sets it itself"),
     ("expert-mode on", "use the option expert_mode"),
     ("experimental-mode off", "use the option experimental_mode"),
+    ("wait 21d", "longer than 20 days"),
+    ("wait 30d srv-removable a/b", "longer than 20 days"),
+    (r"wa\it 9999999999", "longer than 20 days"),
+    ("set timeout cli 3000000", "longer than 20 days"),
+    ("set timeout cli 2500000s", "longer than 20 days"),
+    ("wait " + "9" * 3000, "longer than 20 days"),
+    ("set timeout cli 30d", "longer than 20 days"),
+    ("set timeout cli 99999999999999", "longer than 20 days"),
     ("show events buf0 -w", "never ends"),
     ("show events buf0 -n -nw", "never ends"),
 ]
@@ -173,6 +182,17 @@ def test_what_cannot_be_sent(value: t.Any, words: str) -> None:
         _reply.raw_commands(value)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_only_a_semicolon_is_answered_with_a_list() -> None:
+    with pytest.raises(InputError) as caught:
+        _reply.raw_commands(r"add map m a\;b << x")
+    assert "as a list" not in str(caught.value)
+
+
+def test_what_is_20_days_can_be_sent() -> None:
+    for text in ("wait 20d", "wait 1728000000", "set timeout cli 1728000", "set timeout cli 20d"):
+        assert raw(text).shown == text
 
 
 @given(st.one_of(st.text(), st.dictionaries(st.text(), st.text()), st.lists(st.text())))
@@ -251,6 +271,15 @@ NUMBERED = [
     ("trace", "[4]: Supported trace sources …", True),
     ("show startup-logs", "[6]: ", True),
     ("debug dev log x", "[3]: This command is restricted to expert mode only.", False),
+    ("show ssl crt-list nope", "[3]: didn't find the specified filename", False),
+    ("show tls-keys nope", "[3]: 'show tls-keys' unable to locate referenced filename", False),
+    ("show profiling bogus", "[3]: Expects either 'all', 'status', 'tasks', …", False),
+    ("show ssl ocsp-response x", "[3]: Certificate ID does not match any certificate.", False),
+    ("show ssl sni -f x", "[3]: Couldn't find the specified frontend!", False),
+    ("show sess x", "[3]: Unsupported option 'x', try 'help' for more info.", False),
+    ("show dev x", "[3]: This command takes no argument.", False),
+    ("show ssl ocsp-response x", "[3]: 'show ssl ocsp-response' expects a valid certid.", False),
+    ("show startup-logs", "[WARNING] (8) : 'bind' expects …, which does not match, unable to", True),
     ("clear table t", "[3]: Permission denied", False),
     ("clear table t", "[3]: ", False),
 ]  # fmt: skip

@@ -42,7 +42,7 @@ def test_every_setting_is_an_option_and_returned() -> None:
     spec = haproxy_dynamic_server.argument_spec()
     for name in (*_dynamic_server.SETTINGS, "admin_state"):
         assert spec[name]["type"] == returned[name]["type"], name
-    more = {"socket", "backend", "name", "admin_state"}
+    more = {"socket", "backend", "name", "admin_state", "state", "health_checks", "agent_checks"}
     assert set(returned) == {*_dynamic_server.SETTINGS, *more}
 
 
