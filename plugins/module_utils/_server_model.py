@@ -242,6 +242,12 @@ class Server:
         }
 
 
+def backend_ids(servers: c.Iterable[Server]) -> dict[str, int]:
+    """The numbers of these servers' backends."""
+    one_of = {server.backend: server for server in servers}
+    return {backend: server.backend_id for backend, server in one_of.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Traffic:
     """What is still going on at a server: streams, queued requests, connections to it."""

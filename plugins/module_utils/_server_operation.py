@@ -11,11 +11,7 @@ import math
 import time
 import typing as t
 
-from ansible_collections.clearproxy.haproxy.plugins.module_utils import (
-    _parse,
-    _server_plan,
-    _table,
-)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _parse, _server_plan
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._client import (
     Client,
     state_reads,
@@ -35,11 +31,11 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_desired
     Wanted,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_model import (
-    DRAIN,
     MAINT,
     Check,
     Server,
     Traffic,
+    backend_ids,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_plan import (
     PLACES,
@@ -48,6 +44,9 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_plan im
     Plan,
     Target,
 )
+
+if t.TYPE_CHECKING:
+    from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_memory import Memory
 
 # Adaptive polling: quick for what is over at once, easy on HAProxy for what takes minutes.
 _FIRST_PAUSE = 0.05
@@ -127,7 +126,7 @@ class Endpoint:
 
     @property
     def backends(self) -> dict[str, int]:
-        return _ids(self.plan.targets)
+        return backend_ids(self.plan.targets)
 
 
 @dataclasses.dataclass
@@ -155,7 +154,7 @@ def prepare(client: Client, desired: Desired) -> Endpoint:
     named = _server_plan.resolve(snapshot, desired, client.where)
     targets = _server_plan.moving(named, desired)
     _require_versions(client, targets)
-    backends = _ids(target.server for target in targets)
+    backends = backend_ids(target.server for target in targets)
     if targets and desired.wants("maxconn"):
         limits = _parse.maxconns(client.stat(backends, what=4))
         targets = [
@@ -174,20 +173,27 @@ def prepare(client: Client, desired: Desired) -> Endpoint:
     ):
         streams = _parse.streams(client.stat(backends, what=4))
         facts = dataclasses.replace(facts, streams={key: seen[0] for key, seen in streams.items()})
-    memory = _Memory(client, snapshot)
+    memory = None
     if desired.forget_clients:
+        memory = _memory(client, snapshot)
         facts = dataclasses.replace(facts, forget=memory.look(targets, desired))
     plan = _server_plan.plan_servers(targets, desired, facts)
     _server_plan.check_floor(snapshot, plan.predicted, desired.min_ready, client.where)
-    return Endpoint(
-        client, snapshot, named, plan, checks, memory.tables, memory.forgotten, memory.pinning
-    )
+    point = Endpoint(client, snapshot, named, plan, checks)
+    if memory is not None:
+        point.tables, point.forgotten, point.pinning = (
+            memory.tables,
+            memory.forgotten,
+            memory.pinning,
+        )
+    return point
 
 
-def _ids(servers: c.Iterable[Server]) -> dict[str, int]:
-    """The numbers of these servers' backends."""
-    one_of = {server.backend: server for server in servers}
-    return {backend: server.backend_id for backend, server in one_of.items()}
+def _memory(client: Client, snapshot: c.Sequence[Server]) -> Memory:
+    # Only few tasks need all that is behind it, and the others would spend time on loading it.
+    from ansible_collections.clearproxy.haproxy.plugins.module_utils._server_memory import Memory
+
+    return Memory(client, snapshot)
 
 
 def _snapshot(client: Client, desired: Desired) -> list[Server]:
@@ -228,120 +234,8 @@ def _with_maxconn(server: Server, limits: c.Mapping[Key, int]) -> Server:
     return server.with_changes(maxconn=limits.get(server.key))
 
 
-def _named(entries: c.Iterable[_table.Entry]) -> list[_table.Entry]:
-    """HAProxy 2.2 calls the server's key server_name, and follows it before the id all the same."""
-    return [
-        dataclasses.replace(entry, data={"server_key": entry.data["server_name"], **entry.data})
-        if "server_name" in entry.data
-        else entry
-        for entry in entries
-    ]
-
-
 def _killed(point: Endpoint, key: Key) -> bool:
     return _server_plan.shutdown_sessions(key).command in point.client.applied
-
-
-class _Memory:
-    """How one HAProxy remembers which clients belong to a server."""
-
-    def __init__(self, client: Client, snapshot: c.Sequence[Server]) -> None:
-        self._client = client
-        self._snapshot = snapshot
-        self.tables: dict[str, list[str]] = {}
-        self.forgotten: list[dict[str, t.Any]] = []
-        self.pinning: list[dict[str, t.Any]] = []
-
-    def look(self, targets: c.Sequence[Target], desired: Desired) -> dict[Key, list[Step]]:
-        """What makes the tables forget the clients of each server that is taken out."""
-        out = [target.server for target in targets if target.wanted.out]
-        if not out:
-            return {}
-        known = _table.tables(self._client.read(_table.SHOW))
-        for backend in {server.backend for server in out}:
-            self.tables[backend] = [table.name for table in _table.tables_of(known, backend)]
-        steps = self.steps(out)
-        drained = [
-            target.server
-            for target in targets
-            if target.wanted.state == DRAIN or (target.wanted.out and desired.drain_first)
-        ]
-        self._look_at_cookies(drained)
-        self._look_elsewhere(known, out)
-        return steps
-
-    def steps(self, servers: c.Sequence[Server]) -> dict[Key, list[Step]]:
-        """The commands that are needed now, and how many entries they remove."""
-        found: dict[Key, list[Step]] = {}
-        self.forgotten = []
-        for backend in sorted({server.backend for server in servers}):
-            for name in self.tables.get(backend, ()):
-                table, entries = _table.contents(self._client.read(_table.show(name)))
-                if table is None or not entries:
-                    continue
-                entries = _named(entries)
-                for server in servers:
-                    if server.backend != backend:
-                        continue
-                    others = [
-                        other
-                        for other in self._snapshot
-                        if other.backend == backend and other.name != server.name
-                    ]
-                    pinned = _table.pinned(entries, server, others)
-                    if pinned:
-                        found.setdefault(server.key, []).extend(
-                            _table.forget_steps(table, entries, server, others)
-                        )
-                        self.forgotten.append(
-                            {
-                                "socket": self._client.socket,
-                                "backend": backend,
-                                "server": server.name,
-                                "table": name,
-                                "entries": len(pinned),
-                            }
-                        )
-        return found
-
-    def _look_at_cookies(self, drained: c.Sequence[Server]) -> None:
-        if not drained:
-            return
-        backends = _ids(drained)
-        cookies = _parse.cookies(self._client.stat(backends, what=6))
-        for server in drained:
-            if server.key in cookies:
-                name, value = cookies[server.key]
-                self._pins(server, "cookie", f"{name}={value}")
-
-    def _look_elsewhere(self, known: c.Sequence[_table.Table], out: c.Sequence[Server]) -> None:
-        """Tables that no backend owns; which backends use them, HAProxy does not tell."""
-        owned = set(_parse.backends(self._client.read("show backend")))
-        for table in known:
-            if table.name in owned or not table.used:
-                continue
-            for server in out:
-                reply = self._client.read(
-                    f"{_table.show(table.name)} data.server_id eq {server.id}"
-                )
-                if not reply.lstrip().startswith("# table:"):
-                    # It does not remember servers.
-                    break
-                _header, entries = _table.contents(reply)
-                own = _table.server_keys(server)
-                if any(entry.server_key in own for entry in _named(entries)):
-                    self._pins(server, "table", table.name)
-
-    def _pins(self, server: Server, kind: str, name: str) -> None:
-        self.pinning.append(
-            {
-                "socket": self._client.socket,
-                "backend": server.backend,
-                "server": server.name,
-                "kind": kind,
-                "name": name,
-            }
-        )
 
 
 def checks_of(client: Client, backends: c.Mapping[str, int]) -> dict[Key, Check]:
@@ -602,7 +496,7 @@ class Operation:
         while True:
             left = []
             for point in points:
-                memory = _Memory(point.client, point.snapshot)
+                memory = _memory(point.client, point.snapshot)
                 memory.tables = point.tables
                 out = [srv for srv in point.plan.targets if point.plan.wanted[srv.key].out]
                 steps = [step for found in memory.steps(out).values() for step in found]
