@@ -309,8 +309,20 @@ class Relay:
         for sock in waiting:
             sock.setblocking(False)
         while not ended or any(waiting.values()):
-            full = [sock for sock, data in waiting.items() if data]
-            can_read, can_write, _x = select.select([] if ended else [*waiting], full, [])
+            # Not select(), which ends at 1,024 open files.
+            poller = select.poll()
+            for sock, queue in waiting.items():
+                if wanted := (0 if ended else select.POLLIN) | (select.POLLOUT if queue else 0):
+                    poller.register(sock, wanted)
+            ready = dict(poller.poll())
+            can_read = [
+                sock
+                for sock in waiting
+                if not ended and ready.get(sock.fileno(), 0) & ~select.POLLOUT
+            ]
+            can_write = [
+                sock for sock, queue in waiting.items() if queue and sock.fileno() in ready
+            ]
             for source, sink in ((client, upstream), (upstream, client)):
                 if source in can_read:
                     with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
