@@ -350,6 +350,9 @@ class Relay:
         return [line for line, payload in _without_master(lines) if payload or is_change(line)]
 
     def close(self) -> None:
+        # Closing alone leaves accept() waiting for ever, and a number of an open file with it.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 
