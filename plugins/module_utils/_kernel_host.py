@@ -391,8 +391,8 @@ class Host:
 
     # Applying
 
-    def apply(self, plan: Plan) -> None:
-        """Carries out a plan. Until the firewall step packets are treated as before, so a failure before it
+    def apply(self, plan: Plan) -> list[str]:
+        """Carries out a plan; there are no warnings. Until the firewall step packets are treated as before, so a failure before it
         changes nothing for anybody; the next run goes on from wherever this one ended."""
         if plan.record is not None:
             self.write(render.RECORD, plan.record)
@@ -414,6 +414,7 @@ class Host:
             except OSError:
                 # Others keep something there now.
                 continue
+        return []
 
     def _apply_sysctls(self, plan: Plan) -> None:
         for path, value in plan.sysctls:

@@ -471,6 +471,11 @@ class Snapshot:
     missing_directories: tuple[str, ...] = ()
     record: Record = Record()
 
+    def recorded(self, family: str) -> Desired | None:
+        """What the record says of the family."""
+        desired = self.record.desired
+        return desired if desired is not None and family in desired.families else None
+
 
 @dataclass(frozen=True)
 class Plan:

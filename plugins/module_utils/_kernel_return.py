@@ -18,6 +18,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     Route,
     family_of,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_result import file_change
 
 HEADER = "# Written by clearproxy.haproxy.tproxy_return_path; changes made here are undone by its next run."
 BATCH = "/etc/tproxy-backend/ip.batch"
@@ -83,6 +84,7 @@ class Plan:
     files: t.Mapping[str, str | None] = field(default_factory=dict)
     record: str | None = None
     removes_all: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def parse_gateways(values: t.Iterable[str]) -> dict[str, str]:
@@ -193,7 +195,7 @@ def plan_return_path(snapshot: Snapshot, gateways: t.Mapping[str, str] | None) -
             )
         if found != content:
             files[path] = content
-            changes.append(_file_change(path, found, content))
+            changes.append(file_change(path, found, content))
 
     record = (
         Record({family: str(route) for family, route in wanted.items()}, replaced).dump()
@@ -201,22 +203,12 @@ def plan_return_path(snapshot: Snapshot, gateways: t.Mapping[str, str] | None) -
         else None
     )
     if record != snapshot.files.get(RECORD) and (gateways is None or not changes):
-        changes.append(_file_change(RECORD, snapshot.files.get(RECORD), record))
+        changes.append(file_change(RECORD, snapshot.files.get(RECORD), record))
     if gateways is None and snapshot.files.get(RECORD) is not None:
         files[RECORD] = None
     if not changes:
         return Plan()
     return Plan(tuple(changes), routing, back, files, record, removes_all=gateways is None)
-
-
-def _file_change(path: str, found: str | None, wanted: str | None) -> Change:
-    if found is None:
-        return Change(f"file {path}", "", "present")
-    return Change(
-        f"file {path}",
-        "present" if wanted is None else "other content",
-        "" if wanted is None else "our content",
-    )
 
 
 def _plan_family(
@@ -297,34 +289,3 @@ RestartSec=2
 WantedBy=multi-user.target
 """,
     }
-
-
-def diff_of(snapshot: Snapshot, plan: Plan) -> list[dict[str, str]]:
-    """Before and after of what changes, and of nothing else."""
-    live = [change for change in plan.changes if not change.item.startswith("file ")]
-    texts: list[dict[str, str]] = []
-    if live:
-        texts.append(
-            {
-                "before_header": "live state",
-                "after_header": "live state",
-                "before": "".join(
-                    f"{change.item}: {change.found or 'absent'}\n" for change in live
-                ),
-                "after": "".join(
-                    f"{change.item}: {change.wanted or 'absent'}\n" for change in live
-                ),
-            }
-        )
-    for path, content in plan.files.items():
-        if path != RECORD:
-            before = snapshot.files.get(path) or ""
-            texts.append(
-                {
-                    "before_header": path,
-                    "after_header": path,
-                    "before": before,
-                    "after": content or "",
-                }
-            )
-    return texts

@@ -114,37 +114,32 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils import (
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_host import Host
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_result import carry_out
 
 
 def run(options: dict[str, t.Any], *, check_mode: bool) -> dict[str, t.Any]:
-    """Reads, plans, and unless in check mode applies and reads again."""
     gateways = (
         return_path.parse_gateways(options["gateways"] or ())
         if options["state"] == "present"
         else None
     )
     host = Host(missing_programs_ok=check_mode)
-    snapshot = host.read_return_path()
-    # Without `ip` no subnet is known, and nothing can be said about the gateways.
-    plan = return_path.Plan() if host.unseen else return_path.plan_return_path(snapshot, gateways)
-    warnings: list[str] = []
-    if plan.changes and not check_mode:
-        warnings = host.apply_return_path(plan)
-        left = return_path.plan_return_path(host.read_return_path(), gateways).changes
-        if left:
-            raise Error(
-                f"the host did not keep what was set: {left[0].sentence}",
-                changes=[change.as_dict() for change in plan.changes],
-                left=[change.as_dict() for change in left],
-            )
-    return {
-        "changed": bool(plan.changes),
-        "changes": [change.as_dict() for change in plan.changes],
-        "unit_changed": return_path.UNIT in plan.files,
-        "unseen": host.unseen,
-        "diff": return_path.diff_of(snapshot, plan),
-        "warnings": warnings,
-    }
+
+    def plan_from(snapshot: return_path.Snapshot) -> return_path.Plan:
+        # Without `ip` no subnet is known, and nothing can be said about the gateways.
+        if host.unseen:
+            return return_path.Plan()
+        return return_path.plan_return_path(snapshot, gateways)
+
+    answer = carry_out(
+        host.read_return_path,
+        plan_from,
+        host.apply_return_path,
+        check_mode=check_mode,
+        unit=return_path.UNIT,
+        record=return_path.RECORD,
+    )
+    return {**answer, "unseen": host.unseen}
 
 
 def main() -> None:

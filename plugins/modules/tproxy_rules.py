@@ -184,39 +184,24 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_host import Host
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import Desired
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_plan import (
-    diff_of,
-    plan_host,
-)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_plan import plan_host
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_result import carry_out
 
 
 def run(options: dict[str, t.Any], *, check_mode: bool) -> dict[str, t.Any]:
-    """Reads, plans, and unless in check mode applies and reads again."""
     described = Desired.from_options(options)
     desired = described if options["state"] == "present" else None
     host = Host(missing_programs_ok=check_mode or desired is None)
-    snapshot = host.read(described)
-    plan = plan_host(snapshot, desired, described)
-    warnings = list(plan.warnings)
-    if desired is not None:
-        warnings += host.probe(desired)
-    if plan.changes and not check_mode:
-        host.apply(plan)
-        left = plan_host(host.read(described), desired, described).changes
-        if left:
-            raise Error(
-                f"the host did not keep what was set: {left[0].sentence}",
-                changes=[change.as_dict() for change in plan.changes],
-                left=[change.as_dict() for change in left],
-            )
-    return {
-        "changed": bool(plan.changes),
-        "changes": [change.as_dict() for change in plan.changes],
-        "unit_changed": render.UNIT in plan.files,
-        "unseen": host.unseen,
-        "diff": diff_of(snapshot, plan),
-        "warnings": warnings,
-    }
+    answer = carry_out(
+        lambda: host.read(described),
+        lambda snapshot: plan_host(snapshot, desired, described),
+        host.apply,
+        probe=lambda: host.probe(desired) if desired is not None else [],
+        check_mode=check_mode,
+        unit=render.UNIT,
+        record=render.RECORD,
+    )
+    return {**answer, "unseen": host.unseen}
 
 
 def main() -> None:

@@ -32,10 +32,8 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     TableName,
     sysctl_path,
 )
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_plan import (
-    diff_of,
-    plan_host,
-)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_plan import plan_host
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_result import diff_of
 
 INTERFACES = ("lo", "front", "back")
 PROTOCOLS = {"kernel": 2, "static": 4, "unspec": 0, "boot": 3}
@@ -415,11 +413,11 @@ def test_the_diff_holds_what_changes_and_nothing_else() -> None:
     wrong = replace(
         after, files={**after.files, render.SYSCTLS: None, render.UNIT: f"{render.HEADER}\nold\n"}
     )
-    (unit,) = diff_of(wrong, plan_host(wrong, desired))
+    (unit,) = diff_of(wrong, plan_host(wrong, desired), hidden=render.RECORD)
     assert unit["before_header"] == render.UNIT
     assert unit["before"] == f"{render.HEADER}\nold\n"
     assert unit["after"] == render.unit_file()
-    assert diff_of(after, plan_host(after, desired)) == []
+    assert diff_of(after, plan_host(after, desired), hidden=render.RECORD) == []
 
 
 @pytest.mark.parametrize(

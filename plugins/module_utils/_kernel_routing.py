@@ -1,0 +1,212 @@
+# Copyright (c) 2026, the clearproxy.haproxy contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pure: the policy routing part of the plan: rules and the table that they look up. Private to the collection."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
+    TABLE_MAIN,
+    Change,
+    Desired,
+    IpRule,
+    Route,
+    Snapshot,
+)
+
+
+def _own_rule(rule: IpRule, exact: Desired | None, recorded: Desired | None) -> bool:
+    """Ours by all its fields; where the record says that we made such rules also by its meaning: our
+    mark to our table, in whatever detail it drifted.
+    """
+    if exact is not None and rule in render.ip_rules(exact):
+        return True
+    if recorded is None:
+        return False
+    same_mark = rule.mark == recorded.mark and rule.mask == recorded.mask
+    plain = not rule.inverted and rule.source == "all" and not rule.other
+    guards = rule.table == TABLE_MAIN and rule.iif == "lo"
+    return same_mark and plain and (rule.table == recorded.table or guards)
+
+
+def _own_routes(
+    snapshot: Snapshot, family: str, table: int, exact: Desired | None, recorded: Desired | None
+) -> list[Route]:
+    """The table's routes that are ours, told as the rules are."""
+    return [
+        entry
+        for entry in snapshot.routes.get(family, {}).get(table, ())
+        if (exact is not None and exact.table == table and entry == render.route(exact, family))
+        or (recorded is not None and recorded.table == table and _delivers(entry))
+    ]
+
+
+def plan_routing(
+    snapshot: Snapshot,
+    desired: Desired | None,
+    family: str,
+    changes: list[Change],
+    *,
+    guessed: bool,
+) -> list[str]:
+    """`guessed`: the record is lost and what stands in its place is only believed to the letter."""
+    lines: list[str] = []
+    removals: list[str] = []
+    previous = snapshot.recorded(family)
+    exact = previous if guessed else desired
+    recorded = None if guessed else previous
+
+    if desired is not None:
+        target = render.route(desired, family)
+        found = _own_routes(snapshot, family, desired.table, exact, recorded)
+        if target not in found:
+            changes.append(
+                Change(
+                    f"{family} route in table {desired.table}",
+                    "; ".join(map(str, found)),
+                    f"{target}",
+                )
+            )
+            lines.append(f"route replace {render.route_words(desired)}")
+        # A copy with another protocol or metric is not what `replace` replaces.
+        for entry in found:
+            if entry.metric != target.metric:
+                if target in found:
+                    changes.append(
+                        Change(f"{family} route in table {desired.table}", str(entry), "")
+                    )
+                removals.append(
+                    f"route del local default dev lo table {desired.table} metric {entry.metric}"
+                )
+    old = (
+        previous.table
+        if previous is not None and (desired is None or previous.table != desired.table)
+        else None
+    )
+    if old is not None:
+        for entry in _own_routes(snapshot, family, old, exact, recorded):
+            changes.append(Change(f"{family} route in table {old}", str(entry), ""))
+            metric = f" metric {entry.metric}" if entry.metric else ""
+            removals.append(f"route del local default dev lo table {old}{metric}")
+
+    wanted = render.ip_rules(desired) if desired is not None else ()
+    live = snapshot.rules.get(family, ())
+    own = [rule for rule in live if _own_rule(rule, exact, recorded)]
+    stale = [rule for rule in dict.fromkeys(own) if rule not in wanted]
+    for rule in wanted:
+        item = _rule_name(rule, family)
+        if rule not in own:
+            like = [entry for entry in stale if (entry.table, entry.iif) == (rule.table, rule.iif)]
+            changes.append(Change(item, "; ".join(map(str, like)), str(rule)))
+            for entry in like:
+                stale.remove(entry)
+                # The kernel takes two rules that differ in nothing but the protocol for the same.
+                twin = replace(entry, protocol=rule.protocol) == rule
+                (lines if twin else removals).append(f"rule del {entry.selectors}")
+            lines.append(f"rule add {rule.selectors}")
+        elif own.count(rule) > 1:
+            changes.append(Change(item, f"{own.count(rule)} times: {rule}", str(rule)))
+            removals += [f"rule del {rule.selectors}"] * (own.count(rule) - 1)
+    for rule in stale:
+        changes.append(Change(_rule_name(rule, family), str(rule), ""))
+        removals += [f"rule del {rule.selectors}"] * own.count(rule)
+    # Old rules go last, so that there is no moment in which marked packets have no rule; when all
+    # goes, rules first.
+    return lines + sorted(removals, reverse=True)
+
+
+def _delivers(route: Route) -> bool:
+    return (
+        route.type == "local"
+        and route.destination == "default"
+        and route.device == "lo"
+        and route.gateway is None
+    )
+
+
+def _rule_name(rule: IpRule, family: str) -> str:
+    if rule.table == TABLE_MAIN:
+        return f"{family} rule {rule.priority} (guard)"
+    suffix = f" on {rule.iif}" if rule.iif else ""
+    return f"{family} rule {rule.priority}{suffix}"
+
+
+def _uses_mark(rule: IpRule, desired: Desired) -> bool:
+    if rule.mark is None:
+        return False
+    common = rule.mask & desired.mask
+    if rule.inverted:
+        # "All but this mark", as VPNs say it, takes no bit for itself unless the mark looks like ours.
+        return bool(common) and rule.mark & common == desired.mark & common
+    return bool(rule.mark & common)
+
+
+def warnings_of(snapshot: Snapshot, desired: Desired | None) -> tuple[str, ...]:
+    """Rules of others that stand before ours and can take a diverted packet away from us."""
+    found = []
+    for family in desired.families if desired else ():
+        for rule in snapshot.rules.get(family, ()):
+            first = desired is not None and 0 < rule.priority < desired.rule_priority
+            anywhere = rule.source == "all" and not rule.other and rule.iif is None
+            if first and anywhere and (rule.mark is None or rule.inverted):
+                found.append(
+                    f"the {family} rule '{rule}' stands before ours and may take diverted "
+                    "packets away; "
+                    f"choose a rule_priority below {rule.priority - 1}"
+                )
+    return tuple(found)
+
+
+def refuse_routing(snapshot: Snapshot, desired: Desired, family: str) -> None:
+    """Raises InputError for rules and routes of others in the way of ours."""
+    recorded = snapshot.recorded(family)
+    for rule in snapshot.rules.get(family, ()):
+        if _own_rule(rule, desired, recorded):
+            continue
+        if _uses_mark(rule, desired):
+            raise InputError(
+                f"mark: the {family} rule '{rule}' of others uses bits of the mask "
+                f"0x{desired.mask:x} too; "
+                "choose a mark and mask of other bits",
+                option="mark",
+                found=[str(rule)],
+            )
+        if rule.table == desired.table:
+            raise InputError(
+                f"table: table {desired.table} is in use by the {family} rule '{rule}' of "
+                "others; choose another number",
+                option="table",
+                found=[str(rule)],
+            )
+    own = _own_routes(snapshot, family, desired.table, desired, recorded)
+    foreign = [
+        entry
+        for entry in snapshot.routes.get(family, {}).get(desired.table, ())
+        if entry not in own
+    ]
+    if foreign:
+        raise InputError(
+            f"table: table {desired.table} holds {family} routes of others: '{foreign[0]}'; "
+            "choose another number",
+            option="table",
+            found=[str(entry) for entry in foreign],
+        )
+
+
+def refuse_table_names(snapshot: Snapshot, desired: Desired, own_path: str) -> None:
+    """Raises InputError where iproute2 knows the number or the name as something else."""
+    for entry in snapshot.table_names:
+        if entry.path != own_path and (entry.number == desired.table) != (
+            entry.name == desired.table_name
+        ):
+            option = "table" if entry.number == desired.table else "table_name"
+            raise InputError(
+                f"{option}: {entry.path} gives table {entry.number} the name '{entry.name}'; "
+                f"choose another {'number' if option == 'table' else 'name'}",
+                option=option,
+                found=[f"{entry.number} {entry.name}"],
+            )
