@@ -32,6 +32,9 @@ PROXY_BACK = {"ipv4": f"{BACK}.2", "ipv6": f"{BACK_IPV6}:2"}
 CLIENT = {"ipv4": f"{FRONT}.11", "ipv6": f"{FRONT_IPV6}:11"}
 SERVERS = ("app1", "app2")
 
+# The proxies that carry their network inside (files/neighbours), one of each Debian.
+TPROXY_HOSTS = ("debian11", "debian12", "debian13")
+
 # For tests whose property another, quicker test of the gate shows too.
 FULL = os.environ.get("CLEARPROXY_FULL") == "1"
 full = pytest.mark.skipif(not FULL, reason="part of scripts/test --full")
@@ -122,17 +125,48 @@ class Lab:
         self, playbook: str | Path | list[dict[str, Any]], *arguments: str, timeout: int = 900
     ) -> Run:
         """Run a playbook (a name, a path, or the plays themselves) against the lab."""
+        done = self._ansible(playbook, arguments, timeout)
+        recap = {}
+        for line in done.stdout.partition("PLAY RECAP")[2].splitlines():
+            name, colon, counts = line.partition(" : ")
+            if colon:
+                recap[name.strip()] = {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", counts)}
+        return Run(done.returncode, done.stdout + done.stderr, recap)
+
+    def results(
+        self, playbook: str | Path | list[dict[str, Any]], *arguments: str, timeout: int = 900
+    ) -> dict[str, dict[str, dict[str, Any]]]:
+        """What every task returned: host -> task's name -> result. A task that failed is a failed test."""
+        done = self._ansible(
+            playbook, arguments, timeout, ANSIBLE_STDOUT_CALLBACK="ansible.posix.json"
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for play in json.loads(done.stdout)["plays"]:
+            for task in play["tasks"]:
+                for host, result in task["hosts"].items():
+                    found.setdefault(host, {})[task["task"]["name"].rpartition(" : ")[2]] = result
+        return found
+
+    @staticmethod
+    def _ansible(
+        playbook: str | Path | list[dict[str, Any]],
+        arguments: tuple[str, ...],
+        timeout: int,
+        **settings: str,
+    ) -> subprocess.CompletedProcess[str]:
         env = dict(
             os.environ,
             ANSIBLE_FORCE_COLOR="0",
             ANSIBLE_NOCOLOR="1",
             ANSIBLE_CALLBACK_RESULT_FORMAT="yaml",
+            **settings,
         )
         if isinstance(playbook, list):
             path = Path(env["CLEARPROXY_CACHE"]) / f"play-{NUMBER}.json"
             path.write_text(json.dumps(playbook))
             playbook = path
-        done = subprocess.run(
+        return subprocess.run(
             [
                 "ansible-playbook",
                 f"--inventory={REPO}/molecule/resources/inventory/",
@@ -143,19 +177,21 @@ class Lab:
             cwd=REPO,
             text=True,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             timeout=timeout,
             check=False,
         )
-        recap = {}
-        for line in done.stdout.partition("PLAY RECAP")[2].splitlines():
-            name, colon, counts = line.partition(" : ")
-            if colon:
-                recap[name.strip()] = {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", counts)}
-        return Run(done.returncode, done.stdout, recap)
 
     def get(self, address: str, options: str = "") -> str:
         """One request by the client's curl; the body, or '' when it failed."""
         done = self.host("client").run(f"curl -gsS --max-time 5 {options} '{address}'")
         return str(done.stdout) if done.rc == 0 else ""
+
+
+def through(lab: Lab, host: str, family: str, options: str = "") -> str | None:
+    """Whom the server in one of TPROXY_HOSTS sees when the client there asks the proxy; None without an answer."""
+    address = {"ipv4": "10.99.1.2", "ipv6": "[fd00:99:1::2]"}[family]
+    done = lab.host(host).run(
+        f"ip netns exec client curl -gsSf --max-time 2 {options} http://{address}/"
+    )
+    return done.stdout.strip() if done.rc == 0 else None
