@@ -38,6 +38,31 @@ from harness import (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "versions(since, until, what): HAProxy versions that have what is tested"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the versions that a test says nothing about."""
+    left_out = [item for item in items if not _concerned(item)]
+    items[:] = [item for item in items if item not in set(left_out)]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _concerned(item: pytest.Item) -> bool:
+    marker = item.get_closest_marker("versions")
+    if marker is None:
+        return True
+    version = tuple(map(int, str(item.callspec.params["version"]).split(".")))  # type: ignore[attr-defined]
+    first, last = (
+        tuple(map(int, str(marker.kwargs.get(key, other)).split(".")))
+        for key, other in (("since", "0.0"), ("until", "99.0"))
+    )
+    return first <= version <= last
+
+
 @pytest.fixture(scope="session")
 def binaries() -> Path:
     """The directory in which scripts/haproxy-binaries keeps the versions."""

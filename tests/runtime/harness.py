@@ -36,6 +36,19 @@ VERSIONS = os.environ.get("CLEARPROXY_HAPROXY_VERSIONS", "2.2 2.6 3.0 3.2 3.4").
 MODULES = "ansible_collections.clearproxy.haproxy.plugins.modules"
 
 
+# --- versions that have it -------------------------------------------------------------------
+
+
+def since(version: str, what: str) -> pytest.MarkDecorator:
+    """For a test of what HAProxy has since `version`: older ones are not asked (tests/runtime/conftest.py)."""
+    return pytest.mark.versions(since=version, what=what)
+
+
+def until(version: str, what: str) -> pytest.MarkDecorator:
+    """For a test of what HAProxy had up to `version`."""
+    return pytest.mark.versions(until=version, what=what)
+
+
 # --- servers behind HAProxy -----------------------------------------------------------------
 
 

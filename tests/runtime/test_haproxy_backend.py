@@ -15,7 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Haproxy, Relay, cells, four_steps, run_module
+from harness import (
+    Haproxy,
+    Relay,
+    cells,
+    four_steps,
+    run_module,
+    since,
+    until,
+)
 
 MODULE = "haproxy_backend"
 Start = Callable[..., Haproxy]
@@ -379,10 +387,9 @@ def test_several_sockets(start_haproxy: Start, relay: MakeRelay, version: str) -
     assert wires[1].changes() == []
 
 
+@until("3.2", "such a configuration is refused later")
 def test_a_frontend_of_the_same_name(start_haproxy: Start, version: str) -> None:
     """Up to 3.2 both may exist; `show stat NAME` would mean the frontend."""
-    if version == "3.4":
-        pytest.skip("3.3 and later refuse such a configuration")
     hap = start_haproxy(
         "\nbackend front\n    cookie S insert\n    dynamic-cookie-key k\n    server s1 127.0.0.1:1\n",
         default="front",
@@ -403,10 +410,9 @@ def test_a_name_like_an_id(start_haproxy: Start, version: str) -> None:
     assert do(hap, backend="app", dynamic_cookie="enabled")["changed"] is True
 
 
+@since("2.6", "dynamic servers")
 def test_added_servers_of_2_6(start_haproxy: Start, version: str) -> None:
     """2.6 gives servers that are added at run time no dynamic cookie, until it is enabled again."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy(
         "\nbackend app\n    cookie S insert dynamic\n    dynamic-cookie-key k\n"
         "    server s1 127.0.0.1:1\n"
@@ -419,13 +425,7 @@ def test_added_servers_of_2_6(start_haproxy: Start, version: str) -> None:
 # --- HAProxy 3.4 ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def modern(version: str, hap: Haproxy) -> Haproxy:
-    if version != "3.4":
-        pytest.skip("no dynamic backends")
-    return hap
-
-
+@since("3.4", "dynamic backends")
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -435,61 +435,63 @@ def modern(version: str, hap: Haproxy) -> Haproxy:
         ({"backend": "b", "defaults": "web", "guid": "a b"}, "invalid character ' '"),
     ],
 )
-def test_refused_additions(modern: Haproxy, args: dict[str, t.Any], words: str) -> None:
-    before = modern.ask("show backend")
-    result = do(modern, published=True, **args)
+def test_refused_additions(hap: Haproxy, args: dict[str, t.Any], words: str) -> None:
+    before = hap.ask("show backend")
+    result = do(hap, published=True, **args)
     assert result["failed"] is True
     assert result["changed"] is False
     assert words in result["msg"]
-    assert modern.ask("show backend") == before
+    assert hap.ask("show backend") == before
 
 
-def test_nothing_follows_a_refused_addition(modern: Haproxy, relay: MakeRelay) -> None:
-    wire = relay(modern)
+@since("3.4", "dynamic backends")
+def test_nothing_follows_a_refused_addition(hap: Haproxy, relay: MakeRelay) -> None:
+    wire = relay(hap)
     done: list[str] = []
 
     def rival(data: bytes) -> None:
         if b"add backend" in data and not done:
-            done.append(modern.ask("add backend b from web"))
+            done.append(hap.ask("add backend b from web"))
 
     wire.meanwhile = rival
     result = do(wire, backend="b", defaults="web", published=True)
     assert "already used" in result["msg"]
     assert wire.changes() == ["add backend b from web"]
-    assert "(UNPUB)" in column(modern, "b", "BACKEND", "status")
+    assert "(UNPUB)" in column(hap, "b", "BACKEND", "status")
 
 
-def test_backends_that_stay_are_published_again(modern: Haproxy) -> None:
+@since("3.4", "dynamic backends")
+def test_backends_that_stay_are_published_again(hap: Haproxy) -> None:
     """HAProxy tells only when it refuses that its configuration names the backend."""
-    modern.ask("set server app/s1 state maint;set server app/s2 state maint")
-    assert modern.ask("del server app/s1;del server app/s2").count("Server deleted.") == 2
-    result = do(modern, state="absent")
+    hap.ask("set server app/s1 state maint;set server app/s2 state maint")
+    assert hap.ask("del server app/s1;del server app/s2").count("Server deleted.") == 2
+    result = do(hap, state="absent")
     assert "other configuration elements pointing to it" in result["msg"]
     assert result["msg"].endswith("it was published again")
     assert result["commands"] == ["unpublish backend app", "publish backend app"]
-    assert "(UNPUB)" not in column(modern, "app", "BACKEND", "status")
-    modern.ask("unpublish backend app")
-    result = do(modern, state="absent")
+    assert "(UNPUB)" not in column(hap, "app", "BACKEND", "status")
+    hap.ask("unpublish backend app")
+    result = do(hap, state="absent")
     assert result["msg"].endswith("it is as it was")
     assert result["changed"] is False
 
 
-def test_a_reply_after_leaked_messages(modern: Haproxy) -> None:
+@since("3.4", "dynamic backends")
+def test_a_reply_after_leaked_messages(hap: Haproxy) -> None:
     """3.4 says at `del backend` what it kept to itself at earlier commands."""
-    modern.ask("add backend b from web")
-    modern.ask("add server b/s1 127.0.0.1:1;set server b/s1 state ready")
-    modern.ask("set server b/s1 state maint;del server b/s1")
-    result = do(modern, backend="b", state="absent")
+    hap.ask("add backend b from web")
+    hap.ask("add server b/s1 127.0.0.1:1;set server b/s1 state ready")
+    hap.ask("set server b/s1 state maint;del server b/s1")
+    result = do(hap, backend="b", state="absent")
     assert not result.get("failed"), result
-    assert "b" not in modern.ask("show backend").split()
+    assert "b" not in hap.ask("show backend").split()
 
 
+@since("3.4", "dynamic backends")
 @pytest.mark.parametrize("kind", ["unix", "master"])
 def test_waits_for_streams(
     start_haproxy: Start, relay: MakeRelay, version: str, short_path: Path, kind: str
 ) -> None:
-    if version != "3.4":
-        pytest.skip("no dynamic backends")
     path = f"{short_path}/http.sock"
     hap = start_haproxy(
         BACKENDS.format(path=short_path)
@@ -530,13 +532,12 @@ def test_waits_for_streams(
     assert "b" not in hap.ask("show backend").split()
 
 
+@since("3.4", "dynamic backends")
 @pytest.mark.parametrize("lost", [False, True], ids=["idle", "lost"])
 def test_published_again_whatever_becomes_of_the_connection(
     start_haproxy: Start, relay: MakeRelay, version: str, short_path: Path, lost: bool
 ) -> None:
     """Pauses between attempts outlast a short `stats timeout`; and connections break."""
-    if version != "3.4":
-        pytest.skip("no dynamic backends")
     path = f"{short_path}/http.sock"
     hap = start_haproxy(
         "\nbackend app\n"

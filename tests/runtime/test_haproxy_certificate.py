@@ -20,7 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Certificates, Haproxy, Relay, cells, four_steps, run_module, run_module_process
+from harness import (
+    Certificates,
+    Haproxy,
+    Relay,
+    cells,
+    four_steps,
+    run_module,
+    run_module_process,
+    since,
+)
 
 Start = t.Callable[..., Haproxy]
 MakeRelay = t.Callable[..., Relay]
@@ -623,11 +632,10 @@ def test_the_chain_is_served(hap: Haproxy, pki: Pki, short_path: Path) -> None:
         served(short_path / "dir.tls", "a.test", root=root)
 
 
+@since("2.6", "CA files at run time")
 def test_authorities_and_revocations_count_at_once(
     hap: Haproxy, pki: Pki, short_path: Path, version: str
 ) -> None:
-    if version == "2.2":
-        pytest.skip("HAProxy 2.5 has it first")
     args = {"socket": str(hap.admin)}
     path, mine = short_path / "ca.tls", pki.issued("b1")
     other = pki.made.issue("e2", authority=pki.authority("ca2"))
@@ -968,7 +976,7 @@ OPTIONS = {
 
 def test_every_option_of_an_entry_is_read_back(hap: Haproxy, pki: Pki, version: str) -> None:
     name, crt_list = pki.name("crt/b.pem"), pki.name("list")
-    for text, since in OPTIONS.items():
+    for text, first in OPTIONS.items():
         options = text.format(ca=pki.name("ca.pem"), crl=pki.name("crl.pem"))
         args = {
             "socket": str(hap.admin),
@@ -977,7 +985,7 @@ def test_every_option_of_an_entry_is_read_back(hap: Haproxy, pki: Pki, version: 
             "crt_list_options": options,
         }
         done = certificate(args)
-        if tuple(map(int, version.split("."))) < since:
+        if tuple(map(int, version.split("."))) < first:
             assert "unknown ssl keyword" in done["msg"]
             continue
         assert done["changed"] is True, done
@@ -1011,10 +1019,9 @@ def test_many_authorities_are_sent_in_pieces(
     assert wire.changes() == []
 
 
+@since("3.0", "payloads in several pieces")
 def test_a_piece_that_is_lost(hap: Haproxy, relay: MakeRelay, pki: Pki, version: str) -> None:
     """Somebody aborts the transaction between two pieces: nothing is committed."""
-    if version in ("2.2", "2.6"):
-        pytest.skip("it is sent in one piece or not at all")
     name, wire = pki.name("ca.pem"), relay(hap)
 
     def abort(data: bytes) -> None:
@@ -1031,9 +1038,8 @@ def test_a_piece_that_is_lost(hap: Haproxy, relay: MakeRelay, pki: Pki, version:
     assert prints(hap, name, "ca-file") == before
 
 
+@since("2.6", "CA files at run time")
 def test_a_long_crl_is_compared_by_what_haproxy_shows(hap: Haproxy, pki: Pki, version: str) -> None:
-    if version == "2.2":
-        pytest.skip("HAProxy 2.5 has it first")
     args = {"socket": str(hap.admin), "name": pki.name("crl.pem"), "kind": "crl_file"}
     done = certificate({**args, "content": pki.crl("long")})
     assert done["changed"] is True

@@ -14,7 +14,14 @@ import typing as t
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import Haproxy, Relay, cells, four_steps, run_module
+from harness import (
+    Haproxy,
+    Relay,
+    cells,
+    four_steps,
+    run_module,
+    since,
+)
 
 MODULE = "haproxy_dynamic_server"
 Start = Callable[..., Haproxy]
@@ -464,10 +471,9 @@ def test_refused_before_anything_is_sent(
     assert wire.changes() == []
 
 
+@since("2.6", "dynamic servers")
 def test_unix_sockets_are_not_moved(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
     """HAProxy tells no address of them, and may bring one up with none (2.6)."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy("\nbackend app\n    server u1 unix@/nowhere.sock\n")
     wire = relay(hap)
     result = do(wire, name="u1", **ADDRESS)
@@ -476,10 +482,9 @@ def test_unix_sockets_are_not_moved(start_haproxy: Start, relay: MakeRelay, vers
     assert wire.changes() == []
 
 
+@since("3.4", "the fault is there")
 def test_check_address_in_3_4(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
     """3.4 refuses every `check-addr`, so the server has to be added anew."""
-    if version != "3.4":
-        pytest.skip("only 3.4 has this fault")
     hap = start_haproxy(BACKENDS)
     wire = relay(hap)
     args: dict[str, t.Any] = {**ADDRESS, "port": 80, "check": True}
@@ -500,9 +505,8 @@ def test_level(start_haproxy: Start, version: str, level: str) -> None:
     assert "n1" not in names_of(hap)
 
 
+@since("2.6", "dynamic servers")
 def test_several_sockets(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     first, second = start_haproxy(BACKENDS), start_haproxy(BACKENDS)
     wires = [relay(first), relay(second)]
     second.ask(f"{ADD} 127.0.0.9:80 backup")
@@ -532,6 +536,7 @@ def test_several_sockets(start_haproxy: Start, relay: MakeRelay, version: str) -
 # --- refused by HAProxy ---------------------------------------------------------------------
 
 
+@since("2.6", "dynamic servers")
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -546,8 +551,6 @@ def test_several_sockets(start_haproxy: Start, relay: MakeRelay, version: str) -
 def test_refused_by_haproxy(
     start_haproxy: Start, version: str, args: dict[str, t.Any], words: str
 ) -> None:
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy(BACKENDS)
     result = do(hap, **{**ADDRESS, **args})
     assert result["failed"] is True
@@ -557,10 +560,9 @@ def test_refused_by_haproxy(
     assert "n1" not in names_of(hap, args.get("backend", "app"))
 
 
+@since("3.0", "cookies of dynamic servers")
 def test_a_warning_before_success(start_haproxy: Start, version: str) -> None:
     """3.0 and later warn of a cookie in a backend of mode tcp, and add the server all the same."""
-    if version in ("2.2", "2.6"):
-        pytest.skip("no cookies for dynamic servers")
     hap = start_haproxy(BACKENDS)
     line = "add server stream/n2 127.0.0.9 cookie c1"
     assert hap.ask(line).strip() != "New server registered."
@@ -583,10 +585,9 @@ def once(wire: Relay, trigger: str, act: Callable[[], t.Any]) -> None:
     wire.meanwhile = look
 
 
+@since("2.6", "dynamic servers")
 def test_taken_back(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
     """What cannot be finished is deleted again: here somebody put another one in its place."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy(BACKENDS)
     wire = relay(hap)
     once(
@@ -604,10 +605,9 @@ def test_taken_back(start_haproxy: Start, relay: MakeRelay, version: str) -> Non
     assert result["changed"] is True
 
 
+@since("2.6", "dynamic servers")
 def test_not_taken_back(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
     """Where even that fails, the sentence says so."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy(BACKENDS)
     wire = relay(hap)
     once(wire, "enable health app/n1", lambda: hap.ask("del server app/n1"))
@@ -616,10 +616,9 @@ def test_not_taken_back(start_haproxy: Start, relay: MakeRelay, version: str) ->
     assert "No such server." in result["msg"]
 
 
+@since("2.6", "dynamic servers")
 def test_not_somebody_elses(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
     """Nothing follows a refused addition: the server of that name is not ours."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy(BACKENDS)
     wire = relay(hap)
     once(wire, ADD, lambda: hap.ask(f"{ADD} 127.0.0.8:80"))
@@ -629,9 +628,8 @@ def test_not_somebody_elses(start_haproxy: Start, relay: MakeRelay, version: str
     assert hap.state("app", "n1") == "maint"
 
 
+@since("2.6", "dynamic servers")
 def test_lost_in_the_middle(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy(BACKENDS)
     wire = relay(hap)
 
@@ -647,11 +645,10 @@ def test_lost_in_the_middle(start_haproxy: Start, relay: MakeRelay, version: str
     assert result["commands"] == [f"{ADD} 127.0.0.9"]
 
 
+@since("2.6", "dynamic servers")
 def test_a_bad_recreation_costs_nothing(
     start_haproxy: Start, relay: MakeRelay, version: str
 ) -> None:
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy(BACKENDS)
     wire = relay(hap)
     args: dict[str, t.Any] = {**ADDRESS, "port": 80}
@@ -665,10 +662,9 @@ def test_a_bad_recreation_costs_nothing(
     assert hap.state("app", "n1") == "ready"
 
 
+@since("2.6", "dynamic servers")
 def test_named_servers_stay(start_haproxy: Start, version: str) -> None:
     """HAProxy tells only when it refuses; then the server gets its state back."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy("\nbackend app\n    use-server s1 if FALSE\n    server s1 127.0.0.1:1\n")
     hap.ask("set server app/s1 state drain")
     result = do(hap, name="s1", state="absent")
@@ -681,9 +677,8 @@ def test_named_servers_stay(start_haproxy: Start, version: str) -> None:
     assert result["changed"] is False
 
 
+@since("2.6", "dynamic servers")
 def test_tls_is_not_kept_blindly(start_haproxy: Start, relay: MakeRelay, version: str) -> None:
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy(BACKENDS)
     wire = relay(hap)
     args: dict[str, t.Any] = {**ADDRESS, "port": 443, "backup": True, "recreate": True}
@@ -695,10 +690,9 @@ def test_tls_is_not_kept_blindly(start_haproxy: Start, relay: MakeRelay, version
     assert hap.row("app", "n1")["srv_use_ssl"] == "1"
 
 
+@since("2.6", "dynamic servers")
 def test_the_diff_of_a_recreation(start_haproxy: Start, version: str) -> None:
     """Check mode and the real run show what the task does not name."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy(BACKENDS)
     hap.ask(f"{ADD} 127.0.0.9:80 track app/s1")
     args: dict[str, t.Any] = {**ADDRESS, "check": True, "recreate": True}
@@ -722,20 +716,17 @@ def client_of(hap: Haproxy) -> Iterator[socket.socket]:
 
 @pytest.fixture
 def busy(start_haproxy: Start, version: str, echo: int) -> tuple[Haproxy, int]:
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy("\nbackend app\n    balance roundrobin\n", mode="tcp")
     assert do(hap, address="127.0.0.1", port=echo)["changed"] is True
     return hap, echo
 
 
+@since("2.6", "dynamic servers")
 @pytest.mark.parametrize("kind", ["unix", "master"])
 def test_waits_for_sessions(
     start_haproxy: Start, relay: MakeRelay, version: str, echo: int, kind: str
 ) -> None:
     """The master takes HAProxy's own `wait` for interrupted, so there it is tried again."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy("\nbackend app\n    balance roundrobin\n", mode="tcp")
     assert do(hap, address="127.0.0.1", port=echo)["changed"] is True
     wire = relay(hap, kind)
@@ -756,6 +747,7 @@ def test_waits_for_sessions(
     assert result["commands"] == ["set server app/n1 state maint", "del server app/n1"]
 
 
+@since("2.6", "dynamic servers")
 def test_deadline_fails(busy: tuple[Haproxy, int]) -> None:
     hap, _port = busy
     with client_of(hap) as sock:
@@ -773,6 +765,7 @@ def test_deadline_fails(busy: tuple[Haproxy, int]) -> None:
         assert sock.recv(5) == b"still"
 
 
+@since("2.6", "dynamic servers")
 def test_deadline_at_once(busy: tuple[Haproxy, int]) -> None:
     hap, _port = busy
     with client_of(hap):
@@ -783,6 +776,7 @@ def test_deadline_at_once(busy: tuple[Haproxy, int]) -> None:
         assert names_of(hap) == ["n1"]
 
 
+@since("2.6", "dynamic servers")
 def test_deadline_rolls_back(busy: tuple[Haproxy, int]) -> None:
     hap, port = busy
     hap.ask("set server app/n1 state drain")
@@ -807,12 +801,11 @@ def test_deadline_rolls_back(busy: tuple[Haproxy, int]) -> None:
         assert stat(hap, "app", "n1")["bck"] == "0"
 
 
+@since("2.6", "dynamic servers")
 def test_rolls_back_whatever_the_timeout_of_the_socket(
     start_haproxy: Start, version: str, echo: int
 ) -> None:
     """Pauses of up to a second between attempts must not lose the connection."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     timeout = "global\n    stats timeout 300ms\n"
     hap = start_haproxy(f"\nbackend app\n    balance roundrobin\n{timeout}", mode="tcp")
     do(hap, address="127.0.0.1", port=echo)
@@ -823,6 +816,7 @@ def test_rolls_back_whatever_the_timeout_of_the_socket(
         assert hap.state("app", "n1") == "ready"
 
 
+@since("2.6", "dynamic servers")
 @pytest.mark.parametrize("rival", [False, True])
 def test_set_back_when_the_connection_is_lost(
     busy: tuple[Haproxy, int], relay: MakeRelay, rival: bool
@@ -850,6 +844,7 @@ def test_set_back_when_the_connection_is_lost(
         assert hap.state("app", "n1") == "ready"
 
 
+@since("2.6", "dynamic servers")
 def test_deadline_ends_sessions(busy: tuple[Haproxy, int], relay: MakeRelay) -> None:
     hap, _port = busy
     wire = relay(hap)
@@ -861,6 +856,7 @@ def test_deadline_ends_sessions(busy: tuple[Haproxy, int], relay: MakeRelay) -> 
         assert sock.recv(1) == b""
 
 
+@since("2.6", "dynamic servers")
 def test_recreated_with_traffic(busy: tuple[Haproxy, int]) -> None:
     hap, port = busy
     with client_of(hap):
@@ -879,13 +875,12 @@ def test_recreated_with_traffic(busy: tuple[Haproxy, int]) -> None:
         assert stat(hap, "app", "n1")["qlimit"] == "4"
 
 
+@since("2.6", "dynamic servers")
 @pytest.mark.parametrize("reuse", ["safe", "never"])
 def test_idle_connections_do_not_count(
     start_haproxy: Start, version: str, origin: int, reuse: str
 ) -> None:
     """Whatever is kept for reuse, the server can go, and its idle clients live on."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy(f"\nbackend app\n    http-reuse {reuse}\n")
     args: dict[str, t.Any] = {"address": "127.0.0.1", "port": origin}
     do(hap, **args)
@@ -909,10 +904,9 @@ def test_idle_connections_do_not_count(
         assert get().startswith(b"HTTP/1.1 200")
 
 
+@since("2.6", "dynamic servers")
 def test_checked_and_ready_means_up(start_haproxy: Start, version: str, origin: int) -> None:
     """What an operator expects of an added server: checked, in use, and serving."""
-    if version == "2.2":
-        pytest.skip("no dynamic servers")
     hap = start_haproxy("\nbackend app\n    option httpchk GET /\n")
     options = ["inter", "50ms", "rise", "2", "fall", "2"]
     do(hap, address="127.0.0.1", port=origin, check=True, options=options)

@@ -22,6 +22,7 @@ from harness import (
     http_origin,
     run_module,
     run_module_process,
+    since,
 )
 
 Start = t.Callable[..., Haproxy]
@@ -364,12 +365,11 @@ def test_without_checks_and_tracking(start_haproxy: Start, origin: int) -> None:
     assert failed["changed"] is False
 
 
+@since("3.2", "init-state")
 def test_fully_up_is_not_believed(
     start_haproxy: Start, closed_port: int, version: str, origin: int
 ) -> None:
     """`init-state fully-up` fills the counter with nothing behind it."""
-    if version in ("2.2", "2.6", "3.0"):
-        pytest.skip("init-state exists since 3.1")
     slow = "check inter 1500ms fastinter 1500ms downinter 200ms init-state fully-up"
     hap = start_haproxy(
         f"backend app\n    server dead 127.0.0.1:{closed_port} {slow}\n"

@@ -33,6 +33,7 @@ from harness import (
     reload,
     run_module,
     run_module_process,
+    since,
 )
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _transport
@@ -344,10 +345,9 @@ def test_a_payload_through_the_master(start_haproxy: Start, short_path: Path, ve
     assert hap.state("app", "s1") == "ready"
 
 
+@since("3.0", "wait")
 def test_wait_is_cut_short_by_the_master(start_haproxy: Start, version: str) -> None:
     """What Client.is_master is for."""
-    if version in ("2.2", "2.6"):
-        pytest.skip("wait exists since 3.0")
     hap = start_haproxy(APP, master=True)
     for address, reply in ((f"master://{hap.master}", "Interrupted."), (str(hap.admin), "Done.")):
         client = client_at(address)
