@@ -558,8 +558,10 @@ def test_the_deadlock_of_2_6_is_real(
     hap, port = busy(section)
     with clients(port, 4):
         until_full(hap)
-        assert hap.ask("set maxconn frontend full 150") == ""
-        assert hap.process.wait(10) == -6
+        # The reply may or may not get out before the lock; HAProxy's watchdog counts processor time.
+        with contextlib.suppress(OSError):
+            assert hap.ask("set maxconn frontend full 150") == ""
+        assert hap.process.wait(60) == -6
 
 
 @pytest.mark.parametrize("version", OTHERS)
