@@ -134,18 +134,23 @@ class Lab:
         return Run(done.returncode, done.stdout + done.stderr, recap)
 
     def results(
-        self, playbook: str | Path | list[dict[str, Any]], *arguments: str, timeout: int = 900
-    ) -> dict[str, dict[str, dict[str, Any]]]:
-        """What every task returned: host -> task's name -> result. A task that failed is a failed test."""
+        self,
+        playbook: str | Path | list[dict[str, Any]],
+        *arguments: str,
+        may_fail: bool = False,
+        timeout: int = 900,
+    ) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+        """What the tasks returned: host -> (task's name, result) in the order of the run."""
         done = self._ansible(
             playbook, arguments, timeout, ANSIBLE_STDOUT_CALLBACK="ansible.posix.json"
         )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr
-        found: dict[str, dict[str, dict[str, Any]]] = {}
+        assert done.returncode == 0 or may_fail, done.stdout[-4000:] + done.stderr
+        found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         for play in json.loads(done.stdout)["plays"]:
             for task in play["tasks"]:
+                name = task["task"]["name"].rpartition(" : ")[2]
                 for host, result in task["hosts"].items():
-                    found.setdefault(host, {})[task["task"]["name"].rpartition(" : ")[2]] = result
+                    found.setdefault(host, []).append((name, result))
         return found
 
     @staticmethod

@@ -17,6 +17,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._affinity_confi
     parse_version,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._affinity_model import Member
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._affinity_rights import features
 
 
 def haproxy_affinity_plan(
@@ -26,6 +27,9 @@ def haproxy_affinity_plan(
     version: str = "",
     dev_log: bool = True,
     state_file: str = "",
+    unit: t.Any = None,
+    config_mode: str = "0640",
+    account_problem: str = "",
 ) -> dict[str, t.Any]:
     """Return the plan as plain data."""
     if not isinstance(variables, Mapping):
@@ -41,7 +45,14 @@ def haproxy_affinity_plan(
         variables,
         _members(variables.get("backends"), hostvars or {}, groups or {}),
         parsed,
-        {"dev_log": bool(dev_log), "state_file": state_file},
+        {
+            "dev_log": bool(dev_log),
+            "state_file": state_file,
+            "features": features(version),
+            "unit": unit or None,
+            "config_mode": config_mode,
+            "account_problem": account_problem,
+        },
     )
     return dataclasses.asdict(plan)
 

@@ -20,6 +20,11 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._affinity_model
     Site,
     read_site,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._affinity_rights import (
+    Choice,
+    Refusal,
+    choose,
+)
 
 Version = tuple[int, int]
 Section = dict[str, t.Any]
@@ -50,6 +55,7 @@ class Plan:
     user: str
     group: str
     socket: str
+    rights: Choice
 
 
 def make_plan(
@@ -60,17 +66,23 @@ def make_plan(
 ) -> Plan:
     """Return the plan. C(version) is None where no HAProxy is installed yet: then there are no sections.
 
-    C(host) says what the role saw on the host: C(dev_log) (bool) and C(state_file) (path).
+    C(host) says what the role saw on the host: C(dev_log) (bool) and C(state_file) (path), and what _affinity_rights' choose() looks at.
     """
     site, problems, warnings = read_site(variables, groups)
+    rights = Choice()
     if version is not None and not problems:
-        problems += _rights_problems(site, version)
+        try:
+            rights = choose(site, variables, version, host)
+        except Refusal as refusal:
+            problems.append(str(refusal))
+        if rights.warning:
+            warnings.append(rights.warning)
     sections: list[Section] = []
     if version is not None and not problems:
         sections = [
-            _global(site, version, host),
+            _global(site, rights, host),
             _defaults(site),
-            *_peers(site, version),
+            *_peers(site, rights),
             *(_frontend(frontend, site) for frontend in site.frontends),
             *(
                 section
@@ -85,7 +97,12 @@ def make_plan(
         warnings=warnings,
         sections=sections,
         binds=[
-            {"address": bind.address, "port": bind.port, "where": bind.path}
+            {
+                "address": bind.address,
+                "port": bind.port,
+                "where": bind.path,
+                "transparent": bind.transparent,
+            }
             for frontend in site.frontends
             for bind in frontend.binds
             if not bind.other
@@ -94,6 +111,7 @@ def make_plan(
         user=site.settings.user,
         group=site.settings.group,
         socket=site.socket.path,
+        rights=rights,
     )
 
 
@@ -103,40 +121,10 @@ def parse_version(text: str) -> Version | None:
     return (int(match.group(1)), int(match.group(2))) if match else None
 
 
-# --- rights
-
-
-def _needs_root(site: Site, version: Version) -> bool:
-    """Before 3.0 HAProxy refuses to give up root when some source is transparent (2.9 knows setcap and still refuses)."""
-    return site.transparent and version < (3, 0)
-
-
-def _rights_problems(site: Site, version: Version) -> list[str]:
-    user = site.settings.user
-    if _needs_root(site, version) and user not in ("haproxy", "root"):
-        return [
-            f"{VAR}_global.user is {user!r}, but HAProxy {version[0]}.{version[1]} with a transparent"
-            " backend runs as root only; remove user or install HAProxy 3.0 or newer."
-        ]
-    return []
-
-
-def _rights(site: Site, version: Version) -> list[str]:
-    if _needs_root(site, version):
-        return []
-    if site.settings.user == "root":
-        # said in so many words, because 3.3 and newer warn about root that nobody asked for
-        return ["user root", "group root"]
-    lines = [f"user {site.settings.user}", f"group {site.settings.group}"]
-    if site.transparent:
-        lines.append("setcap cap_net_raw")
-    return lines
-
-
 # --- sections
 
 
-def _global(site: Site, version: Version, host: t.Mapping[str, t.Any]) -> Section:
+def _global(site: Site, rights: Choice, host: t.Mapping[str, t.Any]) -> Section:
     settings, socket = site.settings, site.socket
     log = settings.log or (
         ("/dev/log local0",) if host.get("dev_log") else ("stdout format raw local0",)
@@ -146,13 +134,13 @@ def _global(site: Site, version: Version, host: t.Mapping[str, t.Any]) -> Sectio
         value = getattr(settings, key)
         if value is not None:
             lines.append(f"{key} {value}")
-    lines += _rights(site, version)
-    rights = "".join(
+    lines += rights.lines
+    owners = "".join(
         f" {key} {value}"
         for key, value in (("user", socket.user), ("group", socket.group))
         if value
     )
-    lines.append(f"stats socket {socket.path} mode {socket.mode}{rights} level {socket.level}")
+    lines.append(f"stats socket {socket.path} mode {socket.mode}{owners} level {socket.level}")
     lines.append(f"stats timeout {socket.timeout}")
     if _peers_name(site):
         # else it is the host's name, which may change
@@ -189,12 +177,11 @@ def _peers_name(site: Site) -> str:
     return PEERS
 
 
-def _peers(site: Site, version: Version) -> list[Section]:
+def _peers(site: Site, rights: Choice) -> list[Section]:
     if not _peers_name(site):
         return []
     # Only the worker itself connects. A socket of HAProxy is made before rights are given up.
-    owner = "root" if _needs_root(site, version) else site.settings.user
-    lines = [f"bind unix@{site.socket.path}.peers mode 600 user {owner}", f"server {PEERS}"]
+    lines = [f"bind unix@{site.socket.path}.peers mode 600 user {rights.user}", f"server {PEERS}"]
     return [{"header": f"peers {PEERS}", "lines": lines}]
 
 
@@ -272,6 +259,9 @@ def _family(backend: Backend, name: str, family: int | None, peers: str) -> Sect
     lines += [f"option {option}" for option in backend.options]
     table = backend.name if family == 6 else None
     lines += PERSISTENCE[backend.persistence.method](backend.persistence, table, peers)
+    if any(server.wanted for server in backend.servers):
+        # Who connects to HAProxy's own address would be sent to HAProxy, and so on until maxconn.
+        lines.append("tcp-request content reject if { dst_is_local }")
     lines += backend.raw
     if backend.default_server:
         lines.append(f"default-server {backend.default_server}")
@@ -284,7 +274,9 @@ def _family(backend: Backend, name: str, family: int | None, peers: str) -> Sect
         number_words = f" id {number}" if family else ""
         cookie = f" cookie {server.cookie}" if backend.persistence.method == "cookie" else ""
         words = f" {server.words}" if server.words else ""
-        lines.append(f"server {server.name} {address}:{server.port}{number_words}{cookie}{words}")
+        # Without a port it is the one that the client wanted.
+        port = f":{server.port}" if server.port else ""
+        lines.append(f"server {server.name} {address}{port}{number_words}{cookie}{words}")
     return {"header": f"backend {name}", "lines": lines}
 
 

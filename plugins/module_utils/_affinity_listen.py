@@ -38,12 +38,12 @@ def conflicts(observations: t.Iterable[t.Mapping[str, t.Any]], unit: str) -> lis
 
 
 def missing_addresses(observations: t.Iterable[t.Mapping[str, t.Any]]) -> list[str]:
-    """Return one sentence for each wanted bind whose address the host does not have."""
+    """Return one sentence for each wanted bind whose address the host does not have and would need."""
     return [
         f"{seen['where']}: {_pair(seen['address'], seen['port'])} cannot be bound now, the host does not"
         " have that address (yet)."
         for seen in observations
-        if seen["state"] == "absent"
+        if seen["state"] == "absent" and not seen.get("transparent")
     ]
 
 

@@ -97,6 +97,11 @@ class Bind:
     other: str = ""
 
     @property
+    def transparent(self) -> bool:
+        """Whether connections to addresses that the host does not have are accepted."""
+        return "transparent" in self.options.split()
+
+    @property
     def ipv6(self) -> bool:
         return ":" in self.address
 
@@ -138,6 +143,11 @@ class Server:
     port: int
     cookie: str
     words: str
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this stands for the address that the client wanted, and is no host of its own."""
+        return (self.address or self.address_ipv6) in ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
@@ -352,6 +362,8 @@ def _frontend(reader: Reader, defaults: Defaults) -> Frontend:
 def _bind(reader: Reader) -> list[Bind]:
     address = reader.text("address", "*", None, "an IP address, * or a socket path") or "*"
     words = [word for line in reader.lines("options") for word in line.split()]
+    if reader.flag("transparent", False) and "transparent" not in words:
+        words.insert(0, "transparent")
     if "/" in address or "@" in address:
         if reader.has("port"):
             reader.problem("port", f"is given, but {address!r} is no IP address; remove the port")
@@ -593,8 +605,15 @@ def _server(
             address_ipv6 = None
         else:
             address_ipv6 = str(parsed)
+    wanted = {address, address_ipv6} & {"0.0.0.0", "::"}
+    if wanted and {address, address_ipv6} - {"0.0.0.0", "::", None}:
+        reader.problem(
+            "address",
+            f"is {address!r} and address_ipv6 {address_ipv6!r}; 0.0.0.0 and :: are the address that the"
+            " client wanted, so give both of them or none",
+        )
     own = reader.integer("port", port, 1, 65535)
-    if own is None:
+    if own is None and not wanted:
         reader.problem("port", f"is missing; give it or {remedy}")
     cookie = reader.text(
         "cookie",
@@ -602,7 +621,12 @@ def _server(
         _COOKIE_VALUE,
         "a value without blanks, quotes and ,;~|\\#${}",
     )
-    words = _server_words(reader, None)
+    if wanted and reader.has("check") and reader.flag("check", False):
+        reader.problem(
+            "check", f"is true, but {min(wanted)} is no host that could be checked; remove it"
+        )
+    # The checks of server_defaults are not for a server that is a different one for every client.
+    words = _server_words(reader, False if wanted else None)
     if reader.flag("backup", False):
         words = _join(words, "backup")
     words = _join(words, " ".join(reader.lines("options")))

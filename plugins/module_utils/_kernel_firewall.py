@@ -5,29 +5,117 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
+from collections import Counter
+from dataclasses import dataclass
 
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_nft as nft
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     BUILTIN_CHAINS,
+    IPTABLES_BACKENDS,
     Change,
     Desired,
     FilterRule,
     FilterTable,
+    FirewallStep,
+    NftRule,
+    NftTable,
     Snapshot,
 )
 
+# Of iptables' own chains in mangle (netfilter_ipv4.h).
+_MANGLE_PRIORITY = -150
+# What nft calls the tables that iptables-nft keeps, and what it calls their families.
+_IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
+_NFT_FAMILIES = {"ip": ("ipv4",), "ip6": ("ipv6",), "inet": ("ipv4", "ipv6")}
 
-def _mangle(snapshot: Snapshot, family: str) -> FilterTable:
-    return snapshot.firewall.get(family, {}).get("mangle", FilterTable())
+
+# Which backend
 
 
-def _own_chains(snapshot: Snapshot, family: str, chain: str | None) -> set[str]:
+@dataclass(frozen=True)
+class Signs:
+    """What tells which firewall a host uses. Nothing here is about rules of ours."""
+
+    # The backend that a run decided on before.
+    recorded: str | None = None
+    # Of the programs iptables and nft those that are installed.
+    programs: tuple[str, ...] = ()
+    # Rules that nft made; rules that iptables made, in either variant.
+    native_rules: bool = False
+    iptables_rules: bool = False
+    # nftables.service is enabled.
+    service: bool = False
+
+
+def choose_backend(signs: Signs) -> str:
+    """The backend for `firewall: auto`: what the host already uses, and if it uses nothing, what is installed.
+
+    A decision stands as long as its program is there, so that rules which come and go change nothing.
+    Rules made by nft, or its service, outweigh those of iptables: Docker and others bring the latter
+    to every host. A host without either program gets iptables, as the default has it.
+    """
+    needs = {**dict.fromkeys(IPTABLES_BACKENDS, "iptables"), "nftables": "nft"}
+    recorded = signs.recorded
+    if recorded is not None and needs.get(recorded) in signs.programs:
+        return recorded
+    if "iptables" not in signs.programs:
+        return "nftables" if "nft" in signs.programs else "iptables"
+    if "nft" in signs.programs and (signs.native_rules or signs.service):
+        return "nftables"
+    return "iptables"
+
+
+def signs_of(snapshot: Snapshot, programs: t.Iterable[str], *, service: bool) -> Signs:
+    desired = snapshot.record.desired
+    return Signs(
+        recorded=desired.firewall if desired else None,
+        programs=tuple(programs),
+        native_rules=any(
+            not rule.owned for table in _native_tables(snapshot) for rule in table.rules
+        ),
+        iptables_rules=any(
+            not rule.owned
+            for families in snapshot.variants.values()
+            for tables in families.values()
+            for table in tables.values()
+            for rule in table.rules
+        ),
+        service=service,
+    )
+
+
+def _native_tables(snapshot: Snapshot) -> list[NftTable]:
+    """Less those of iptables-nft, which iptables-save shows better."""
+    seen = {
+        (family, name)
+        for families in snapshot.variants.values()
+        for family, tables in families.items()
+        for name in tables
+    }
+    return [
+        table
+        for table in snapshot.nft
+        if not (
+            table.name in _IPTABLES_TABLES
+            and table.family in ("ip", "ip6")
+            and (_NFT_FAMILIES[table.family][0], table.name) in seen
+        )
+    ]
+
+
+# iptables
+
+
+def _own_chains(snapshot: Snapshot, variant: str, family: str, desired: Desired | None) -> set[str]:
     """Chains with only rules of ours; the one that is wanted or recorded also with a stranger's rule in it
     or, as a flush leaves it, empty."""
-    table, known = _mangle(snapshot, family), snapshot.recorded(family)
-    recorded = known.chain if known else None
+    table, known = _mangle(snapshot, variant, family), snapshot.recorded(family)
+    recorded = known.chain if known and known.firewall in IPTABLES_BACKENDS else None
+    wanted = desired.chain if desired else None
     own = set()
     for name in table.chains:
         rules = table.in_chain(name)
@@ -36,31 +124,77 @@ def _own_chains(snapshot: Snapshot, family: str, chain: str | None) -> set[str]:
             continue
         if (
             (rules and all(owned))
-            or (name in (chain, recorded) and any(owned))
+            or (name in (wanted, recorded) and any(owned))
             or (name == recorded and not rules)
         ):
             own.add(name)
     return own
 
 
+def _mangle(snapshot: Snapshot, variant: str, family: str) -> FilterTable:
+    return snapshot.variants[variant].get(family, {}).get("mangle", FilterTable())
+
+
 def _jump_name(rule: FilterRule, family: str) -> str:
     interface = rule.value("-i")
     suffix = f" on {interface}" if interface else ""
+    if rule.target == "TPROXY":
+        port = (rule.value("--dport") or "any").replace(":", "-")
+        return _intercept_name(family, port, interface, rule.value("-s"), rule.value("-d"))
     return f"{family} mangle {rule.chain} {rule.value('-p') or 'all'}{suffix}"
+
+
+def _intercept_name(
+    family: str, port: str, interface: str | None, source: str | None, destination: str | None
+) -> str:
+    """The same in every backend."""
+    single = r"/32$|/128$"
+    parts = [
+        (word, re.sub(single, "", value))
+        for word, value in (("on", interface), ("from", source), ("to", destination))
+        if value
+    ]
+    return " ".join([f"{family} intercept {port}", *(f"{word} {value}" for word, value in parts)])
 
 
 def plan_firewall(
     snapshot: Snapshot, desired: Desired | None, family: str, changes: list[Change]
+) -> list[FirewallStep]:
+    """The family's part in both variants of iptables; `desired` is None where nothing of it is wanted."""
+    steps = []
+    for variant in snapshot.variants:
+        wanted = desired if desired is not None and desired.firewall == variant else None
+        found: list[Change] = []
+        text = _plan_variant(snapshot, variant, wanted, family, found)
+        if variant != snapshot.variant:
+            # "ipv4 mangle ..." is the chosen variant's.
+            kind = variant.replace("iptables-", "")
+            found = [
+                Change(change.item.replace(" ", f" {kind} ", 1), change.found, change.wanted)
+                for change in found
+            ]
+        changes += found
+        if text:
+            program = render.program(variant, family, "-restore")
+            steps.append(FirewallStep(program, text, adds=wanted is not None))
+    return steps
+
+
+def _plan_variant(
+    snapshot: Snapshot,
+    variant: str,
+    desired: Desired | None,
+    family: str,
+    changes: list[Change],
 ) -> str | None:
     """Edits for iptables-restore --noflush: deletes only rules of ours, by their text and never by number,
     so that a rule which others insert meanwhile cannot be hit."""
-    table = _mangle(snapshot, family)
+    table = _mangle(snapshot, variant, family)
     declared: list[str] = []
     edits: list[str] = []
-    wanted = render.jumps(desired, family) if desired else ()
 
     chain = desired.chain if desired else None
-    old_chains = sorted(_own_chains(snapshot, family, chain) - {chain})
+    old_chains = sorted(_own_chains(snapshot, variant, family, desired) - {chain})
     for name in old_chains:
         foreign = [rule for rule in table.rules if rule.target == name and not rule.owned]
         if foreign:
@@ -91,6 +225,22 @@ def plan_firewall(
             changes.append(Change(_jump_name(rule, family), str(rule), ""))
             edits.append(f"-D {rule.chain} {rule.spec}")
 
+    edits += _plan_jumps(table, desired, family, changes)
+    for name in old_chains:
+        changes.append(
+            Change(f"{family} mangle chain {name}", _joined(table.in_chain(name)) or "empty", "")
+        )
+        edits += [f"-F {name}", f"-X {name}"]
+    if not edits:
+        return None
+    return "\n".join(["*mangle", *declared, *edits, "COMMIT"]) + "\n"
+
+
+def _plan_jumps(
+    table: FilterTable, desired: Desired | None, family: str, changes: list[Change]
+) -> list[str]:
+    edits: list[str] = []
+    wanted = render.jumps(desired, family) if desired else ()
     current = list(table.in_chain("PREROUTING"))
     for rule in dict.fromkeys(rule for rule in current if rule.owned):
         count = current.count(rule)
@@ -103,6 +253,22 @@ def plan_firewall(
             edits.append(f"-D {rule.chain} {rule.spec}")
             current.remove(rule)
     named = {change.item for change in changes}
+    if desired is not None and desired.position == "last":
+        if tuple(current[len(current) - len(wanted) :]) == wanted:
+            return edits
+        for rule in wanted:
+            item = _jump_name(rule, family)
+            if rule not in current:
+                _note_missing(changes, item, rule)
+            elif item not in named:
+                place = f"at position {current.index(rule) + 1} of {len(current)}"
+                changes.append(Change(item, place, "behind all others"))
+            if rule in current:
+                edits.append(f"-D {rule.chain} {rule.spec}")
+                current.remove(rule)
+            edits.append(str(rule))
+            current.append(rule)
+        return edits
     for index, rule in enumerate(wanted):
         if index < len(current) and current[index] == rule:
             continue
@@ -119,28 +285,140 @@ def plan_firewall(
             edits.append(f"-D {rule.chain} {rule.spec}")
             current.remove(rule)
         else:
-            changes.append(Change(item, "", str(rule)))
+            _note_missing(changes, item, rule)
         edits.append(f"-I {rule.chain} {index + 1} {rule.spec}")
         current.insert(index, rule)
+    return edits
 
-    for name in old_chains:
-        changes.append(
-            Change(f"{family} mangle chain {name}", _joined(table.in_chain(name)) or "empty", "")
-        )
-        edits += [f"-F {name}", f"-X {name}"]
-    if not edits:
-        return None
-    return "\n".join(["*mangle", *declared, *edits, "COMMIT"]) + "\n"
+
+def _note_missing(changes: list[Change], item: str, rule: FilterRule) -> None:
+    """One change, not two, where one of ours is in its place that differs in a detail."""
+    for number, change in enumerate(changes):
+        if change.item == item and not change.wanted:
+            changes[number] = Change(item, change.found, str(rule))
+            return
+    changes.append(Change(item, "", str(rule)))
 
 
 def _joined(rules: t.Iterable[FilterRule]) -> str:
     return "; ".join(rule.spec for rule in rules)
 
 
-def refuse_chain(snapshot: Snapshot, desired: Desired, family: str) -> None:
-    table = _mangle(snapshot, family)
+# nft
+
+
+def own_nft_tables(snapshot: Snapshot, desired: Desired | None) -> list[NftTable]:
+    """Told as the chains of iptables are."""
+    known = snapshot.record.desired
+    recorded = known.nft_table if known and known.firewall == "nftables" else None
+    wanted = desired.nft_table if desired and desired.firewall == "nftables" else None
+    return [
+        table
+        for table in snapshot.nft
+        if table.family == "inet"
+        and (
+            (table.rules and all(rule.owned for rule in table.rules))
+            or (table.name in (wanted, recorded) and any(rule.owned for rule in table.rules))
+            or (table.name == recorded and not table.rules)
+        )
+    ]
+
+
+def plan_nft(
+    snapshot: Snapshot, desired: Desired | None, changes: list[Change]
+) -> list[FirewallStep]:
+    """One transaction: the new table replaces the old one whole, so packets never see a part of it."""
+    wanted = (
+        render.nft_table(desired)
+        if desired is not None and desired.firewall == "nftables"
+        else None
+    )
+    text = ""
+    if wanted is not None:
+        found = next((table for table in snapshot.nft if str(table) == str(wanted)), None)
+        differences = _nft_differences(found or NftTable(wanted.family, wanted.name), wanted)
+        changes += differences
+        text = nft.table_text(wanted) if differences else ""
+    for table in own_nft_tables(snapshot, desired):
+        if wanted is None or table.name != wanted.name:
+            content = "; ".join(map(str, table.rules)) or "no rule"
+            changes.append(Change(f"nft table {table.name}", content, ""))
+            text += f"delete table {table}\n"
+    return [FirewallStep("nft", text, adds=wanted is not None)] if text else []
+
+
+def _nft_differences(found: NftTable, wanted: NftTable) -> list[Change]:
+    changes = [Change(f"nft table {wanted.name}", other, "") for other in found.others]
+    before = {chain.name: chain for chain in found.chains}
+    after = {chain.name: chain for chain in wanted.chains}
+    for name in (*after, *(name for name in before if name not in after)):
+        if before.get(name) != after.get(name):
+            texts = (
+                "" if chain is None else str(chain) for chain in (before.get(name), after.get(name))
+            )
+            changes.append(Change(f"nft {wanted.name} chain {name}", *texts))
+    counts, expected = Counter(map(str, found.rules)), Counter(map(str, wanted.rules))
+    names = {rule: _nft_rule_name(rule, wanted.name) for rule in (*wanted.rules, *found.rules)}
+    surplus = [
+        rule for rule in dict.fromkeys(found.rules) if counts[str(rule)] > expected[str(rule)]
+    ]
+    for rule in dict.fromkeys(wanted.rules):
+        like = [entry for entry in surplus if names[entry] == names[rule]]
+        surplus = [entry for entry in surplus if entry not in like]
+        found_texts = [
+            f"{counts[str(entry)]} times: {entry}" if counts[str(entry)] > 1 else str(entry)
+            for entry in like
+        ]
+        if like or counts[str(rule)] < expected[str(rule)]:
+            changes.append(Change(names[rule], "; ".join(found_texts), str(rule)))
+    changes += [Change(names[rule], str(rule), "") for rule in surplus]
+    if not changes and [*map(str, found.rules)] != [*map(str, wanted.rules)]:
+        changes.append(
+            Change(
+                f"nft {wanted.name} rules", "in another order", "; ".join(map(str, wanted.rules))
+            )
+        )
+    return changes
+
+
+def _nft_rule_name(rule: NftRule, table: str) -> str:
+    words = " ".join(rule.words)
+    if not rule.owned:
+        return f"nft {table} {rule.chain} rule of others"
+    family = "ipv6" if re.search(r"\b(ipv6|icmpv6|ip6)\b", words) else "ipv4"
+    caught = re.search(
+        r'(?:iifname "(\S+)" )?.*?(?:ip6? saddr (\S+) )?(?:ip6? daddr (\S+) )?tcp dport (\S+) fib daddr',
+        words,
+    )
+    if caught:
+        interface, source, destination, port = caught.groups()
+        what = _intercept_name(family, port, interface, source, destination)
+        return what if "tproxy" in words else f"{what}, without HAProxy"
+    listener = re.search(r"tcp dport (\S+) socket wildcard", words)
+    if listener:
+        return f"{family} nft {table} {rule.chain} {listener.group(1)} of other hosts"
+    protocol = next((word for word in rule.words if word.startswith("meta l4proto ")), "all")
+    return f"{family} nft {table} {rule.chain} {protocol.rpartition(' ')[2]}"
+
+
+# What belongs to others
+
+
+def refuse_firewall(snapshot: Snapshot, desired: Desired) -> None:
+    """Raises InputError for rules, chains and tables of others in the way of ours."""
+    if desired.firewall == "nftables":
+        _refuse_nft_table(snapshot, desired)
+    for family in desired.families:
+        if desired.firewall != "nftables":
+            _refuse_chain(snapshot, desired, family)
+        _refuse_marks(snapshot, desired, family)
+    _refuse_nft_marks(snapshot, desired)
+
+
+def _refuse_chain(snapshot: Snapshot, desired: Desired, family: str) -> None:
+    table = _mangle(snapshot, snapshot.variant, family)
     if desired.chain not in table.chains or desired.chain in _own_chains(
-        snapshot, family, desired.chain
+        snapshot, snapshot.variant, family, desired
     ):
         return
     content = table.in_chain(desired.chain)
@@ -156,22 +434,111 @@ def refuse_chain(snapshot: Snapshot, desired: Desired, family: str) -> None:
         )
 
 
-def refuse_marks(snapshot: Snapshot, desired: Desired, family: str) -> None:
+def _refuse_nft_table(snapshot: Snapshot, desired: Desired) -> None:
+    own = own_nft_tables(snapshot, desired)
+    for table in snapshot.nft:
+        if (table.family, table.name) != ("inet", desired.nft_table) or table in own:
+            continue
+        content = [str(rule) for rule in table.rules] + list(table.others)
+        content += [str(chain) for chain in table.chains if chain.policy != "accept"]
+        # Empty: what a flush leaves of ours.
+        if content:
+            raise InputError(
+                f"nft_table: the table '{table}' is there and not ours ({content[0]}); choose "
+                "another name, or remove it",
+                option="nft_table",
+                found=content,
+            )
+
+
+def _refuse_marks(snapshot: Snapshot, desired: Desired, family: str) -> None:
     """Only setters: a rule of others that merely looks at our mark may well be meant to."""
-    for name, table in snapshot.firewall.get(family, {}).items():
-        for rule in table.rules:
-            if rule.owned:
+    found = (
+        (name, rule)
+        for families in snapshot.variants.values()
+        for name, table in families.get(family, {}).items()
+        for rule in table.rules
+        if not rule.owned
+    )
+    for name, rule in found:
+        for option in ("--set-xmark", "--set-mark", "--or-mark", "--tproxy-mark"):
+            text = rule.value(option)
+            if text is None or (option != "--tproxy-mark" and rule.target != "MARK"):
                 continue
-            for option in ("--set-xmark", "--set-mark", "--or-mark", "--tproxy-mark"):
-                text = rule.value(option)
-                if text is None or (option != "--tproxy-mark" and rule.target != "MARK"):
-                    continue
-                value, _slash, mask = text.partition("/")
-                if int(value, 0) & int(mask or "0xffffffff", 0) & desired.mask:
-                    raise InputError(
-                        f"mark: the {family} {name} rule '{rule}' of others sets bits of the "
-                        f"mask 0x{desired.mask:x} too; "
-                        "choose a mark and mask of other bits",
-                        option="mark",
-                        found=[str(rule)],
-                    )
+            value, _slash, mask = text.partition("/")
+            if int(value, 0) & int(mask or "0xffffffff", 0) & desired.mask:
+                raise InputError(
+                    f"mark: the {family} {name} rule '{rule}' of others sets bits of the "
+                    f"mask 0x{desired.mask:x} too; "
+                    "choose a mark and mask of other bits",
+                    option="mark",
+                    found=[str(rule)],
+                )
+
+
+def _refuse_nft_marks(snapshot: Snapshot, desired: Desired) -> None:
+    """The same for rules that nft made, and for those that overwrite the mark after we set it.
+
+    In iptables an ACCEPT spares packets the rest of the chain; between chains of nft nothing does.
+    """
+    tables = [
+        table
+        for table in _native_tables(snapshot)
+        if set(_NFT_FAMILIES.get(table.family, ())) & set(desired.families)
+    ]
+    foreign = [(table, rule) for table in tables for rule in table.rules if not rule.owned]
+    saved = 0
+    for _table, rule in foreign:
+        for change in rule.marks:
+            saved |= change.sets if change.of == "ct" else 0
+    for table, rule in foreign:
+        late = nft.reachable(table, "prerouting").get(rule.chain)
+        ours = render.NFT_PRIORITY if desired.firewall == "nftables" else _MANGLE_PRIORITY
+        for change in rule.marks:
+            if change.of != "meta":
+                continue
+            if (change.sets | change.restores & saved) & desired.mask:
+                what, remedy = "sets bits of", "choose a mark and mask of other bits"
+            elif (
+                late is not None
+                and late >= ours
+                and desired.mask & ~change.keeps
+                and not _elsewhere(rule, desired.incoming)
+            ):
+                what = "overwrites, after they are set, bits of"
+                remedy = (
+                    "let it keep them (`meta mark set meta mark & ...`), or move its chain to a "
+                    f"priority below {ours}"
+                )
+            else:
+                continue
+            raise InputError(
+                f"mark: the nft rule '{rule}' of others in {table} {rule.chain} {what} the mask "
+                f"0x{desired.mask:x} too; {remedy}",
+                option="mark",
+                found=[f"{table} {rule.chain}: {rule}"],
+            )
+
+
+def _elsewhere(rule: NftRule, interfaces: t.Sequence[str]) -> bool:
+    """Whether the rule is for other interfaces than ours."""
+    bound = [word for word in rule.words if word.startswith(("iifname ", "iif "))]
+    return bool(
+        interfaces
+        and bound
+        and not any(
+            name in word or "*" in word or "!=" in word for word in bound for name in interfaces
+        )
+    )
+
+
+def flush_warnings(snapshot: Snapshot, desired: Desired | None) -> tuple[str, ...]:
+    """firewalld with nftables replaces its own table, and yet empties those of iptables whenever it loads."""
+    if desired is None or desired.guard or desired.firewall not in IPTABLES_BACKENDS:
+        return ()
+    if not any(table.name == "firewalld" for table in snapshot.nft):
+        return ()
+    return (
+        "firewalld removes all iptables rules, ours too, whenever `firewall-cmd --reload` is run; set "
+        "firewall to nftables, or have the guard",
+    )

@@ -5,29 +5,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import glob
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import typing as t
+from dataclasses import replace
 
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_nft as nft
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_parse as parse
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import (
-    _kernel_return as return_path,
+    _kernel_return_model as return_model,
+)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import (
+    _kernel_return_render as return_render,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error, InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_firewall import (
+    choose_backend,
+    signs_of,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
+    BRIDGE_CALLS,
     BUILTIN_CHAINS,
     FAMILIES,
+    IPTABLES_BACKENDS,
     RTPROT_NAMES,
     Desired,
     FilterTable,
     IpRule,
+    NftTable,
     Plan,
     Record,
     Route,
@@ -35,6 +51,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     TableName,
     sysctl_name,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_sysctls import above
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Seconds for one program. iptables waits for its lock, everything else answers at once.
@@ -46,6 +63,11 @@ _IPV6_TRANSPARENT = 75
 # Documentation addresses (RFC 5737, RFC 3849): on no host of anybody.
 _FOREIGN = {"ipv4": "192.0.2.1", "ipv6": "2001:db8::1"}
 
+# How `systemctl enable nftables` shows.
+_NFTABLES_ENABLED = "/etc/systemd/system/*.wants/nftables.service"
+# The tables that iptables-legacy has in this network namespace.
+_LEGACY_TABLES = {"ipv4": "/proc/net/ip_tables_names", "ipv6": "/proc/net/ip6_tables_names"}
+
 _RT_TABLES = (
     "/etc/iproute2/rt_tables",
     "/etc/iproute2/rt_tables.d/*.conf",
@@ -53,6 +75,10 @@ _RT_TABLES = (
     "/usr/share/iproute2/rt_tables.d/*.conf",
     "/usr/lib/iproute2/rt_tables",
 )
+
+
+# Debian's, of programs that are called otherwise.
+_PACKAGES = {"ip": "iproute2", "nft": "nftables", "unshare": "util-linux"}
 
 
 class ProgramMissing(Error):
@@ -67,6 +93,7 @@ class Host:
         # not refused.
         self.missing_programs_ok = missing_programs_ok
         self.unseen: list[str] = []
+        self._own_kind: str | None = None
 
     # Programs
 
@@ -78,8 +105,7 @@ class Host:
         if program is None:
             raise ProgramMissing(
                 f"the program {argv[0]} is not installed on this host; install its package "
-                "(Debian: "
-                f"{'iproute2' if argv[0] == 'ip' else 'iptables' if 'tables' in argv[0] else argv[0]})"
+                f"(Debian: {_PACKAGES.get(argv[0], 'iptables' if 'tables' in argv[0] else argv[0])})"
             )
         try:
             return subprocess.run(
@@ -127,34 +153,116 @@ class Host:
         record = Record.load(self.file(render.RECORD))
         tables = {options.table} | ({record.desired.table} if record.desired else set())
         names = self.table_names()
+        links = self.links()
         return Snapshot(
-            firewall={
-                family: self.firewall(family, needed=family in options.families)
-                for family in FAMILIES
-            },
+            **self.firewalls(options),
             rules={family: self.rules(family, names) for family in FAMILIES},
             routes={
                 family: {table: self.routes(family, table) for table in tables}
                 for family in FAMILIES
             },
             sysctls=self.sysctls(options, record),
-            interfaces=self.interfaces(),
+            interfaces=parse.link_names(links),
+            parts=parse.link_parts(links),
+            bridges=parse.bridges(links),
             advertised=self.advertised(),
             table_names=names,
             files={path: self.file(path) for path in (*render.FILES, render.RECORD)},
-            missing_directories=self.missing_directories(),
+            missing_directories=self.missing_directories((*render.FILES, render.RECORD)),
             record=record,
         )
 
-    def firewall(self, family: str, *, needed: bool) -> dict[str, FilterTable]:
+    def settled(self, options: Desired) -> Desired:
+        """The options with a backend in the place of `auto`."""
+        if options.firewall != "auto":
+            return options
+        snapshot = Snapshot(**self.firewalls(options), record=Record.load(self.file(render.RECORD)))
+        signs = signs_of(
+            snapshot,
+            [program for program in ("iptables", "nft") if self.find(program)],
+            service=bool(glob.glob(_NFTABLES_ENABLED)),
+        )
+        return replace(options, firewall=choose_backend(signs))
+
+    def firewalls(self, options: Desired) -> dict[str, t.Any]:
+        """The part of a snapshot that is about firewalls: everything that the kernel runs."""
+        wanted = options.firewall in IPTABLES_BACKENDS
+        variant = options.firewall if wanted else "iptables"
+        others = self._other_variants(variant)
+        return {
+            "variant": variant,
+            "firewall": {
+                family: self.firewall(family, variant, needed=wanted and family in options.families)
+                for family in FAMILIES
+            },
+            "other_variants": {
+                other: {family: self.firewall(family, other, needed=False) for family in FAMILIES}
+                for other in others
+            },
+            "nft_variant": next(
+                (name for name in (variant, *others) if self._kind(name) == "nft"), None
+            ),
+            "nft": self.nft(needed=options.firewall == "nftables"),
+        }
+
+    def _kind(self, variant: str) -> str | None:
+        """nft or legacy: what iptables' own version says in brackets; before 1.8 there was only the latter."""
+        if variant != "iptables":
+            return variant.partition("-")[2]
+        if not self.find(variant):
+            return None
+        if self._own_kind is None:
+            version = self.run(variant, "--version").stdout
+            self._own_kind = "nft" if "nf_tables" in version else "legacy"
+        return self._own_kind
+
+    def _other_variants(self, variant: str) -> tuple[str, ...]:
+        kind = self._kind(variant)
+        return tuple(
+            f"iptables-{other}"
+            for other in ("nft", "legacy")
+            if other != kind and self.find(f"iptables-{other}-save")
+        )
+
+    def firewall(self, family: str, variant: str, *, needed: bool) -> dict[str, FilterTable]:
+        program = render.program(variant, family, "-save")
+        if not self.has_family(family) or not (needed or self.find(program)):
+            return {}
+        if variant == "iptables-legacy" and not needed and not self._legacy_tables(family):
+            return {}
         # Without -t: naming a table would make iptables-legacy load it.
         try:
-            text = self._see(f"{render.IPTABLES[family]}-save") if self.has_family(family) else None
+            text = self._see(program) or ""
         except Error:
             if needed:
                 raise
-            text = None
-        return parse.iptables_save(text or "")
+            return {}
+        if needed and "# Table `mangle' is incompatible" in text:
+            raise InputError(
+                f"firewall: nft has put rules into the {family} table mangle that {variant} cannot "
+                "work with; choose nftables, or move those rules to a table of their own",
+                option="firewall",
+            )
+        return parse.iptables_save(text)
+
+    def _legacy_tables(self, family: str) -> bool:
+        try:
+            return bool((self.file(_LEGACY_TABLES[family]) or "").strip())
+        except Error:
+            return True
+
+    def nft(self, *, needed: bool) -> tuple[NftTable, ...]:
+        if not needed and not self.find("nft"):
+            return ()
+        # -n: names of protocols and marks depend on the host's files. -t: no elements of sets.
+        try:
+            return nft.ruleset(self._see("nft", "-j", "-n", "-t", "list", "ruleset") or "")
+        except ProgramMissing:
+            raise
+        except Error:
+            if needed:
+                raise
+            return ()
 
     def rules(self, family: str, names: t.Iterable[TableName]) -> tuple[IpRule, ...]:
         if not self.has_family(family):
@@ -196,11 +304,10 @@ class Host:
         learned = [route.device for route in routes if RTPROT_NAMES.get(route.protocol) == "ra"]
         return tuple(sorted({device for device in learned if device is not None}))
 
-    def interfaces(self) -> tuple[str, ...]:
-        return (
-            tuple(sorted(os.listdir("/sys/class/net")))
-            if not self.find("ip")
-            else parse.link_names(self.answer("ip", "-j", "link"))
+    def links(self) -> str:
+        """What `ip` says of the interfaces, in detail."""
+        return self._see("ip", "-d", "-j", "link") or json.dumps(
+            [{"ifname": name} for name in sorted(os.listdir("/sys/class/net"))]
         )
 
     def has_family(self, family: str) -> bool:
@@ -210,10 +317,13 @@ class Host:
         patterns = [
             "net/ipv4/conf/*/forwarding",
             "net/ipv4/conf/*/send_redirects",
+            "net/ipv4/conf/*/rp_filter",
             "net/ipv4/conf/all/accept_redirects",
             "net/ipv6/conf/*/forwarding",
             "net/ipv6/conf/*/accept_ra",
+            *BRIDGE_CALLS.values(),
             *(path for path, _value in options.sysctls),
+            *(above(path) or path for path, _value in options.sysctls),
             *(path for path, _value, _cause in record.sysctls),
         ]
         values: dict[str, str] = {}
@@ -240,10 +350,10 @@ class Host:
         except OSError as exc:
             raise Error(f"cannot read {path}: {exc.strerror}") from None
 
-    def missing_directories(self) -> tuple[str, ...]:
+    def missing_directories(self, paths: t.Iterable[str]) -> tuple[str, ...]:
         """Those that our files need, parents first."""
         missing: list[str] = []
-        for path in (*render.FILES, render.RECORD):
+        for path in paths:
             parents = []
             parent = os.path.dirname(path)
             while not os.path.isdir(parent):
@@ -273,16 +383,97 @@ class Host:
                 "the kernel's support was not probed, because this host allows no scratch "
                 "network namespace"
             ]
+        if desired.firewall == "nftables":
+            self._probe_nft(scratch, desired)
         for family in desired.families:
+            routing = render.routing_file(desired, family)
+            rules, load = "", "cat"
+            if desired.firewall != "nftables":
+                rules = render.firewall_file(desired, family)
+                load = render.program(desired.firewall, family, "-restore --noflush --wait=10")
             done = self.run(
                 *(*scratch, "sh", "-c"),
-                'ip link set lo up && printf "%s" "$1" | ip "$2" -batch - && printf "%s" "$3" | "$4-restore" --noflush --wait=10',
-                *("probe", render.routing_file(desired, family), render.IP_OPTION[family]),
-                *(render.firewall_file(desired, family), render.IPTABLES[family]),
+                f'ip link set lo up && printf "%s" "$1" | ip "$2" -batch - && printf "%s" "$3" | {load}',
+                *("probe", routing, render.IP_OPTION[family], rules),
             )
             if done.returncode:
-                raise self._diagnosis(scratch, family, done.stderr)
+                raise self._diagnosis(scratch, desired, family, done.stderr)
         return []
+
+    def _probe_nft(self, scratch: tuple[str, ...], desired: Desired) -> None:
+        """Tries the file of the boot unit, and if that fails its pieces, to name the one that is missing."""
+        if self.run(*scratch, "nft", "-f", "-", text=render.nft_file(desired)).returncode == 0:
+            return
+        chain = f"{{ type filter hook prerouting priority {render.NFT_PRIORITY}; policy accept; "
+        family = desired.families[0]
+        pieces = (
+            (
+                "nft_table",
+                "tables of the family inet",
+                "NF_TABLES_INET",
+                f"table inet {desired.nft_table} {{ }}",
+            ),
+            (
+                "chain",
+                "base chains",
+                "NF_TABLES",
+                f"table inet a {{ chain {desired.chain} {chain} }}; }}",
+            ),
+            (
+                "firewall",
+                "the socket expression",
+                f"NFT_SOCKET and NF_SOCKET_{family.upper()}",
+                f"table inet a {{ chain a {chain} meta nfproto {family} socket transparent 1; }}; }}",
+            ),
+            (
+                "firewall",
+                "counters",
+                "NFT_COUNTER",
+                f"table inet a {{ chain a {chain} counter; }}; }}",
+            ),
+            *(
+                ("firewall", name, symbol, f"table inet a {{ chain a {chain} {words}; }}; }}")
+                for name, symbol, words in (
+                    (
+                        "the tproxy expression",
+                        f"NFT_TPROXY and NF_TPROXY_{family.upper()}",
+                        f"meta nfproto {family} tcp dport 1 tproxy to :1",
+                    ),
+                    ("the fib expression", "NFT_FIB_INET", "fib daddr type != local"),
+                    (
+                        "wildcard (nft 0.9.7) of the socket expression",
+                        "NFT_SOCKET (Linux 5.10 or newer)",
+                        "meta l4proto tcp socket wildcard 1",
+                    ),
+                )
+                if desired.intercepts
+            ),
+            ("firewall", "a rule", "NF_TABLES", render.nft_file(desired)),
+        )
+        for option, name, symbol, text in pieces:
+            done = self.run(*scratch, "nft", "-f", "-", text=text)
+            if done.returncode == 0:
+                continue
+            said = _first_line(done.stderr)
+            if "syntax error" not in said:
+                raise InputError(
+                    f"kernel support: the kernel of this host lacks {name} ({said}); use a kernel "
+                    f"with CONFIG_{symbol}, or load its module (in a container: on the machine "
+                    "that runs it)",
+                    option="firewall",
+                    missing=symbol,
+                )
+            if option == "firewall":
+                raise InputError(
+                    f"kernel support: the nft program of this host is too old for {name} ({said}); "
+                    "install a newer one, 0.9.3 or later, or choose iptables",
+                    option="firewall",
+                )
+            raise InputError(
+                f"{option}: '{getattr(desired, option)}' is a word of nft's own language; choose "
+                "another name",
+                option=option,
+            )
 
     def _probe_family(self, family: str) -> None:
         if not self.has_family(family):
@@ -332,9 +523,12 @@ class Host:
                 return None
         return None
 
-    def _diagnosis(self, scratch: tuple[str, ...], family: str, stderr: str) -> InputError:
+    def _diagnosis(
+        self, scratch: tuple[str, ...], desired: Desired, family: str, stderr: str
+    ) -> InputError:
         """Tries the pieces one by one, to name the one that is missing."""
-        command, icmp = render.IPTABLES[family], render.protocols(family)[1]
+        variant = desired.firewall if desired.firewall != "nftables" else "iptables"
+        command, icmp = render.program(variant, family), render.protocols(family)[1]
         append = (command, "-t", "mangle", "-A", "PREROUTING")
         ip = ("ip", render.IP_OPTION[family])
         generation = "IP" if family == "ipv4" else "IPV6"
@@ -369,7 +563,17 @@ class Host:
                 "NETFILTER_XT_TARGET_MARK",
                 (*append, "-j", "MARK", "--set-xmark", "0x1/0x1"),
             ),
-        )
+            (
+                "the TPROXY target",
+                "NETFILTER_XT_TARGET_TPROXY",
+                (*append, "-p", "tcp", "-j", "TPROXY", "--on-port", "1", "--tproxy-mark", "1/1"),
+            ),
+            (
+                "the addrtype match",
+                "NETFILTER_XT_MATCH_ADDRTYPE",
+                (*append, "-m", "addrtype", "!", "--dst-type", "LOCAL", "-j", "ACCEPT"),
+            ),
+        )[: None if desired.intercepts else -2]
         for name, symbol, argv in pieces:
             done = self.run(*scratch, *argv)
             if done.returncode:
@@ -391,33 +595,66 @@ class Host:
 
     # Applying
 
+    @contextlib.contextmanager
+    def alone(self) -> t.Iterator[None]:
+        """Keeps the boot unit and the guard waiting, so that what was read is still true when it is changed."""
+        try:
+            directory = os.open(render.CONFIGURATION, os.O_RDONLY)
+        except OSError:
+            # Then there is neither, or this will fail with a better message.
+            yield
+            return
+        try:
+            deadline = time.monotonic() + _TIMEOUT
+            while True:
+                try:
+                    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise Error(
+                            f"somebody else has kept {render.CONFIGURATION} locked for {_TIMEOUT} "
+                            "seconds; look for a `tproxy-host` that hangs"
+                        ) from None
+                    time.sleep(0.1)
+            yield
+        finally:
+            os.close(directory)
+
     def apply(self, plan: Plan) -> list[str]:
         """Carries out a plan; there are no warnings. Until the firewall step packets are treated as before, so a failure before it
         changes nothing for anybody; the next run goes on from wherever this one ended."""
         if plan.record is not None:
             self.write(render.RECORD, plan.record)
         steps = [
-            lambda: self._apply_sysctls(plan),
-            lambda: self._apply_ip(plan),
+            lambda: self._apply_sysctls(plan.sysctls),
+            lambda: self._apply_ip(plan.ip),
             lambda: self._apply_firewall(plan),
+            lambda: self._apply_ip(plan.ip_after),
         ]
-        for step in reversed(steps) if plan.firewall_first else steps:
+        # When all goes, the kernel's own settings go last.
+        for step in [*steps[1:], steps[0]] if plan.firewall_first else steps:
             step()
-        for path, content in plan.files.items():
+        self._apply_files(plan.files, plan.remove_directories)
+        return []
+
+    def _apply_files(
+        self, files: t.Mapping[str, str | None], remove_directories: t.Iterable[str]
+    ) -> None:
+        for path, content in files.items():
             if content is None:
                 self.remove(path)
             else:
                 self.write(path, content)
-        for directory in sorted(plan.remove_directories, key=len, reverse=True):
+        for directory in sorted(remove_directories, key=len, reverse=True):
             try:
                 os.rmdir(directory)
             except OSError:
                 # Others keep something there now.
                 continue
-        return []
 
-    def _apply_sysctls(self, plan: Plan) -> None:
-        for path, value in plan.sysctls:
+    def _apply_sysctls(self, sysctls: t.Iterable[tuple[str, str]]) -> None:
+        for path, value in sysctls:
             try:
                 with open(f"/proc/sys/{path}", "w", encoding="ascii") as stream:
                     stream.write(value + "\n")
@@ -426,9 +663,9 @@ class Host:
                     f"cannot set the sysctl {sysctl_name(path)} to {value}: {exc.strerror}"
                 ) from None
 
-    def _apply_ip(self, plan: Plan) -> None:
-        for family, lines in plan.ip.items():
-            self.batch(family, lines)
+    def _apply_ip(self, lines: t.Mapping[str, t.Iterable[str]]) -> None:
+        for family in lines:
+            self.batch(family, lines[family])
 
     def batch(self, family: str, lines: t.Iterable[str]) -> None:
         text = "\n".join(lines) + "\n"
@@ -441,14 +678,14 @@ class Host:
             )
 
     def _apply_firewall(self, plan: Plan) -> None:
-        for family, text in plan.firewall.items():
-            command = f"{render.IPTABLES[family]}-restore"
-            done = self.run(command, "--noflush", "--wait=10", text=text)
+        for step in plan.firewall:
+            options = ("-f", "-") if step.program == "nft" else ("--noflush", "--wait=10")
+            done = self.run(step.program, *options, text=step.text)
             if done.returncode:
                 raise Error(
-                    f"{command} refused the transaction, so no {family} firewall rule was "
+                    f"{step.program} refused the transaction, so none of its firewall rules was "
                     f"changed: {_first_line(done.stderr)}",
-                    lines=text.splitlines(),
+                    lines=step.text.splitlines(),
                     stderr=done.stderr,
                 )
         for family in plan.drop_tables:
@@ -459,7 +696,9 @@ class Host:
 
         It was not there before us.
         """
-        saved = self.run(f"{render.IPTABLES[family]}-save", "-t", "mangle").stdout.splitlines()
+        variant = "iptables-nft" if self.find("iptables-nft") else "iptables"
+        save = render.program(variant, family, "-save")
+        saved = self.run(save, "-t", "mangle").stdout.splitlines()
         bare = re.compile(rf"\*mangle|COMMIT|:({'|'.join(BUILTIN_CHAINS)}) ACCEPT .*|#.*|")
         if not all(bare.fullmatch(line) for line in saved):
             return
@@ -467,7 +706,7 @@ class Host:
         if not self.find("nft"):
             # Takes the hook away, which is what costs; an empty table stays. The legacy variant
             # refuses.
-            self.run(render.IPTABLES[family], "-t", "mangle", "-X", "PREROUTING")
+            self.run(render.program(variant, family), "-t", "mangle", "-X", "PREROUTING")
             return
         done = self.run("nft", "list", *table)
         inside = [line.strip() for line in done.stdout.splitlines() if line.strip()][1:]
@@ -490,7 +729,10 @@ class Host:
                     stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())
-                os.chmod(temporary, 0o755 if path in render.EXECUTABLES else 0o644)
+                os.chmod(
+                    temporary,
+                    0o755 if path in (*render.EXECUTABLES, return_render.LOADER) else 0o644,
+                )
                 os.replace(temporary, path)
             except BaseException:
                 os.unlink(temporary)
@@ -508,34 +750,91 @@ class Host:
 
     # The servers' return path
 
-    def read_return_path(self) -> return_path.Snapshot:
+    def read_return_path(
+        self, desired: return_model.Desired | None = None
+    ) -> return_model.Snapshot:
+        """Everything that a plan for these options looks at; None for the end of ours."""
+        files = {path: self.file(path) for path in (*return_render.FILES, return_render.RECORD)}
+        record = return_model.Record.load(
+            files[return_render.RECORD],
+            {family: files[path] for family, path in return_render.BATCHES.items()},
+        )
+        names = self.table_names()
+        tables = {
+            table
+            for table in (desired.table if desired is not None else None, record.table)
+            if table is not None
+        }
+        marks = (
+            record.firewall
+            or files[return_render.MARKS] is not None
+            or (desired is not None and desired.marks)
+        )
         families = [family for family in FAMILIES if self.has_family(family)]
-        return return_path.Snapshot(
+        main = ("route", "show", "default")
+        return return_model.Snapshot(
             addresses=parse.addresses(self._see("ip", "-j", "address") or ""),
             defaults={
                 family: parse.ip_routes(
-                    self._see(
-                        "ip", render.IP_OPTION[family], "-N", "-d", "-j", "route", "show", "default"
-                    )
-                    or ""
+                    self._see("ip", render.IP_OPTION[family], "-N", "-d", "-j", *main) or ""
                 )
                 for family in families
             },
             texts={
                 family: parse.route_texts(
-                    self._see("ip", render.IP_OPTION[family], "-o", "route", "show", "default")
-                    or ""
+                    self._see("ip", render.IP_OPTION[family], "-o", *main) or ""
                 )
                 for family in families
             },
-            files={path: self.file(path) for path in (*return_path.FILES, return_path.RECORD)},
-            record=return_path.Record.load(self.file(return_path.RECORD)),
+            rules={family: self.rules(family, names) for family in families},
+            routes={
+                family: {table: self.routes(family, table) for table in tables}
+                for family in families
+            },
+            table_names=names,
+            marks=self._return_marks() if marks else None,
+            sysctls={
+                path[len("/proc/sys/") :]: (self.file(path) or "").strip()
+                for path in sorted(glob.glob("/proc/sys/net/ipv4/conf/*/rp_filter"))
+            },
+            files=files,
+            missing_directories=self.missing_directories(tuple(files)),
+            record=record,
         )
 
-    def apply_return_path(self, plan: return_path.Plan) -> list[str]:
+    def _return_marks(self) -> dict[str, tuple[str, ...]] | None:
+        try:
+            text = self._see("nft", "list", "table", *return_render.NFT_TABLE.split())
+        except ProgramMissing:
+            raise
+        except Error as exc:
+            if "No such file" not in str(exc):
+                raise
+            text = None
+        return None if text is None else parse.nft_table(text)
+
+    def probe_return_path(self, plan: return_model.Plan) -> list[str]:
+        """Has the kernel look at what the plan will load, and load nothing.
+
+        Raises InputError with what it lacks.
+        """
+        if plan.firewall is None or not self.find("nft"):
+            return []
+        done = self.run("nft", "--check", "-f", "-", text=plan.firewall)
+        if done.returncode:
+            raise InputError(
+                f"mode: this host cannot mark connections ({_first_line(done.stderr)}); use a "
+                "kernel with CONFIG_NF_TABLES, CONFIG_NFT_CT and CONFIG_NF_CONNTRACK_MARK, or "
+                "choose the mode source_address",
+                option="mode",
+            )
+        return []
+
+    def apply_return_path(self, plan: return_model.Plan) -> list[str]:
         """Returns warnings: which routes of others could not be put back."""
         if plan.record is not None:
-            self.write(return_path.RECORD, plan.record)
+            self.write(return_render.RECORD, plan.record)
+        self._apply_sysctls(plan.sysctls)
         refused = {
             family: [text for text in texts if self._append(family, text)]
             for family, texts in plan.back.items()
@@ -552,16 +851,16 @@ class Host:
                         f"the old {family} route '{text}' cannot be put back ({said}); "
                         "give this host the default route that it needs now"
                     )
-        for path, content in plan.files.items():
-            if content is None:
-                self.remove(path)
-            else:
-                self.write(path, content)
-        for directory in return_path.DIRECTORIES if plan.removes_all else ():
-            try:
-                os.rmdir(directory)
-            except OSError:
-                continue
+        if plan.firewall is not None:
+            done = self.run("nft", "-f", "-", text=plan.firewall)
+            if done.returncode:
+                raise Error(
+                    "nft refused the transaction, so no mark was changed: "
+                    f"{_first_line(done.stderr)}",
+                    lines=plan.firewall.splitlines(),
+                    stderr=done.stderr,
+                )
+        self._apply_files(plan.files, plan.remove_directories)
         return warnings
 
     def _append(self, family: str, route: str) -> str | None:

@@ -172,6 +172,28 @@ def route_texts(text: str) -> tuple[str, ...]:
     return tuple(routes)
 
 
+def nft_table(text: str) -> dict[str, tuple[str, ...]]:
+    """The blocks of `nft list table`, as `chain NAME` -> its lines in canonical form: numbers
+    without leading zeros, operators as signs.
+    """
+    blocks: dict[str, tuple[str, ...]] = {}
+    name: str | None = None
+    for line in text.splitlines():
+        words = line.strip()
+        if name is None:
+            block = re.fullmatch(r"(?!table )(.*\S) \{(?: # handle \d+)?", words)
+            if block:
+                name = block.group(1)
+                blocks[name] = ()
+        elif words == "}":
+            name = None
+        elif words:
+            words = re.sub(r"\b0x0*([0-9a-f]+)\b", r"0x\1", words)
+            words = words.replace(" and 0x", " & 0x").replace(" or 0x", " | 0x")
+            blocks[name] += (words,)
+    return blocks
+
+
 def addresses(text: str) -> tuple[Address, ...]:
     """The addresses of `ip -j address`, in order."""
     found = []
@@ -184,6 +206,7 @@ def addresses(text: str) -> tuple[Address, ...]:
                         str(link["ifname"]),
                         ipaddress.ip_interface(f"{info['local']}/{prefix}"),
                         "UP" in link.get("flags", ("UP",)),
+                        bool(info.get("temporary")),
                     )
                 )
     return tuple(found)
@@ -192,6 +215,28 @@ def addresses(text: str) -> tuple[Address, ...]:
 def link_names(text: str) -> tuple[str, ...]:
     """The interfaces of `ip -j link`, in order."""
     return tuple(str(link["ifname"]) for link in _json_list("ip -j link", text) if "ifname" in link)
+
+
+def link_parts(text: str) -> dict[str, tuple[str, str]]:
+    """Of `ip -d -j link` the interfaces whose packets come in at another one: name -> (that one, its kind)."""
+    found = {}
+    for link in _json_list("ip -d -j link", text):
+        kind = link.get("linkinfo", {}).get("info_slave_kind")
+        if "master" in link and kind in ("bridge", "bond", "team"):
+            found[str(link["ifname"])] = (str(link["master"]), str(kind))
+    return found
+
+
+def bridges(text: str) -> dict[str, tuple[str, ...]]:
+    """Of `ip -d -j link` the bridges -> the families whose chains see their packets in any case."""
+    found = {}
+    for link in _json_list("ip -d -j link", text):
+        info = link.get("linkinfo", {})
+        if info.get("info_kind") == "bridge":
+            data = info.get("info_data", {})
+            calls = (("ipv4", "nf_call_iptables"), ("ipv6", "nf_call_ip6tables"))
+            found[str(link["ifname"])] = tuple(family for family, key in calls if data.get(key))
+    return found
 
 
 def rt_tables(text: str, path: str) -> tuple[TableName, ...]:

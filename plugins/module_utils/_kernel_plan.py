@@ -10,9 +10,15 @@ from dataclasses import replace
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_firewall import (
+    flush_warnings,
+    own_nft_tables,
     plan_firewall,
-    refuse_chain,
-    refuse_marks,
+    plan_nft,
+    refuse_firewall,
+)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_interfaces import (
+    bridge_warnings,
+    refuse_interfaces,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
@@ -33,37 +39,48 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_sysctls
     advertised_of,
     plan_sysctls,
     refuse_sysctls,
+    sysctl_warnings,
 )
 
 
-def plan_host(snapshot: Snapshot, desired: Desired | None, hint: Desired | None = None) -> Plan:
+def plan_host(
+    snapshot: Snapshot,
+    desired: Desired | None,
+    hint: Desired | None = None,
+    *,
+    refusing: bool = True,
+) -> Plan:
     """The changes that make the host as `desired`; None removes every trace.
 
     `hint` says what was probably set up where the record of it is lost; it is believed only on a host with
-    other traces of ours. Raises InputError, naming what was found, where something of others is in the way.
+    other traces of ours. Raises InputError, naming what was found, where something of others is in the way,
+    unless the plan is only to be looked at (`refusing` false).
     """
     if desired is not None:
-        _refuse_conflicts(snapshot, desired)
+        if refusing:
+            _refuse_conflicts(snapshot, desired)
         hint = None
     elif snapshot.record.desired is None and hint is not None and _has_traces(snapshot):
         snapshot = replace(snapshot, record=replace(snapshot.record, desired=hint))
     else:
         hint = None
     changes: list[Change] = []
-    firewall: dict[str, str] = {}
-    routing: dict[str, tuple[str, ...]] = {}
+    coming: dict[str, tuple[str, ...]] = {}
+    going: dict[str, tuple[str, ...]] = {}
+    firewall = plan_nft(snapshot, desired, changes)
     for family in FAMILIES:
         target = desired if desired is not None and family in desired.families else None
-        text = plan_firewall(snapshot, target, family, changes)
-        if text:
-            firewall[family] = text
-        lines = plan_routing(snapshot, target, family, changes, guessed=hint is not None)
-        if lines:
-            routing[family] = tuple(lines)
+        firewall += plan_firewall(snapshot, target, family, changes)
+        new, old = plan_routing(snapshot, target, family, changes, guessed=hint is not None)
+        if new:
+            coming[family] = tuple(new)
+        if old:
+            going[family] = tuple(old)
     advertised = advertised_of(snapshot, desired)
     sysctls, remembered = plan_sysctls(snapshot, desired, advertised, changes)
     files = _plan_files(snapshot, desired, advertised, changes)
 
+    made = _tables_of_ours(snapshot, desired)
     record: str | None = None
     if desired is not None:
         record = Record(
@@ -72,14 +89,7 @@ def plan_host(snapshot: Snapshot, desired: Desired | None, hint: Desired | None 
             directories=tuple(
                 dict.fromkeys((*snapshot.record.directories, *snapshot.missing_directories))
             ),
-            tables=tuple(
-                family
-                for family in FAMILIES
-                if family in snapshot.record.tables
-                or (
-                    family in desired.families and "mangle" not in snapshot.firewall.get(family, {})
-                )
-            ),
+            tables=made,
             advertised=advertised,
         ).dump()
     path = render.RECORD
@@ -91,26 +101,57 @@ def plan_host(snapshot: Snapshot, desired: Desired | None, hint: Desired | None 
             changes.append(file_change(path, snapshot.files.get(path), record))
     else:
         record = None
+    warnings = (
+        *warnings_of(snapshot, desired),
+        *sysctl_warnings(snapshot, desired),
+        *bridge_warnings(snapshot, desired),
+        *flush_warnings(snapshot, desired),
+    )
     if not changes:
-        return Plan(warnings=warnings_of(snapshot, desired))
+        return Plan(warnings=warnings)
     return Plan(
         changes=tuple(changes),
         sysctls=sysctls,
-        ip=routing,
-        firewall=firewall,
+        ip=coming,
+        ip_after=going,
+        # What diverts packets from now on comes before what did so until now goes.
+        firewall=tuple(sorted(firewall, key=lambda step: not step.adds)),
         files=files,
-        drop_tables=() if desired is not None else snapshot.record.tables,
-        remove_directories=() if desired is not None else snapshot.record.directories,
+        drop_tables=tuple(name for name in snapshot.record.tables if name not in made),
+        # Without the record, those that nobody but us would have made. Only empty ones go.
+        remove_directories=()
+        if desired is not None
+        else snapshot.record.directories or render.OWN_DIRECTORIES,
         record=record,
         firewall_first=desired is None,
-        warnings=warnings_of(snapshot, desired),
+        warnings=warnings,
+    )
+
+
+def _tables_of_ours(snapshot: Snapshot, desired: Desired | None) -> tuple[str, ...]:
+    """Families in which our rules are why iptables-nft has a mangle table."""
+    variant = snapshot.nft_variant
+    if desired is None or variant is None or desired.firewall != variant:
+        return ()
+    return tuple(
+        family
+        for family in desired.families
+        if family in snapshot.record.tables
+        or "mangle" not in snapshot.variants[variant].get(family, {})
     )
 
 
 def _has_traces(snapshot: Snapshot) -> bool:
-    tables = [table for family in snapshot.firewall.values() for table in family.values()]
-    return any(rule.owned for table in tables for rule in table.rules) or any(
-        snapshot.files.get(path) is not None for path in render.FILES
+    return (
+        any(
+            rule.owned
+            for families in snapshot.variants.values()
+            for tables in families.values()
+            for table in tables.values()
+            for rule in table.rules
+        )
+        or bool(own_nft_tables(snapshot, None))
+        or any(snapshot.files.get(path) is not None for path in render.FILES)
     )
 
 
@@ -134,14 +175,7 @@ def _plan_files(
 
 
 def _refuse_conflicts(snapshot: Snapshot, desired: Desired) -> None:
-    missing = [name for name in desired.interfaces if name not in snapshot.interfaces]
-    if missing:
-        raise InputError(
-            f"interfaces: there is no interface '{missing[0]}' on this host; there are: "
-            f"{', '.join(snapshot.interfaces)}",
-            option="interfaces",
-            found=list(snapshot.interfaces),
-        )
+    refuse_interfaces(snapshot, desired)
     refuse_sysctls(snapshot, desired)
     for path, content in snapshot.files.items():
         if path in render.FILES and content and render.HEADER not in content:
@@ -150,8 +184,7 @@ def _refuse_conflicts(snapshot: Snapshot, desired: Desired) -> None:
                 option="files",
                 found=[path],
             )
+    refuse_firewall(snapshot, desired)
     for family in desired.families:
-        refuse_chain(snapshot, desired, family)
-        refuse_marks(snapshot, desired, family)
         refuse_routing(snapshot, desired, family)
-    refuse_table_names(snapshot, desired, render.TABLE_NAME)
+    refuse_table_names(snapshot.table_names, desired.table, desired.table_name, render.TABLE_NAME)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
@@ -64,7 +65,8 @@ def carry_out(
     return {
         "changed": bool(plan.changes),
         "changes": [change.as_dict() for change in plan.changes],
-        "unit_changed": unit in plan.files,
+        # Or one that belongs to it.
+        "unit_changed": any(path.startswith(f"{os.path.dirname(unit)}/") for path in plan.files),
         "diff": diff_of(snapshot, plan, hidden=record),
         "warnings": warnings,
     }

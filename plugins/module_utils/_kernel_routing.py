@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import typing as t
 from dataclasses import replace
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
@@ -16,6 +17,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     IpRule,
     Route,
     Snapshot,
+    TableName,
 )
 
 
@@ -52,8 +54,10 @@ def plan_routing(
     changes: list[Change],
     *,
     guessed: bool,
-) -> list[str]:
-    """`guessed`: the record is lost and what stands in its place is only believed to the letter."""
+) -> tuple[list[str], list[str]]:
+    """What comes and what goes, as lines for `ip -batch`.
+
+    `guessed`: the record is lost and what stands in its place is only believed to the letter."""
     lines: list[str] = []
     removals: list[str] = []
     previous = snapshot.recorded(family)
@@ -96,11 +100,26 @@ def plan_routing(
     wanted = render.ip_rules(desired) if desired is not None else ()
     live = snapshot.rules.get(family, ())
     own = [rule for rule in live if _own_rule(rule, exact, recorded)]
+    added, removed = plan_rules(own, wanted, family, changes)
+    # Rules before the routes that they lead to.
+    return lines + added, sorted(removals + removed, reverse=True)
+
+
+def plan_rules(
+    own: t.Sequence[IpRule], wanted: t.Sequence[IpRule], family: str, changes: list[Change]
+) -> tuple[list[str], list[str]]:
+    """Lines for ip -batch that add what is missing, and those that remove what is too much."""
+    lines: list[str] = []
+    removals: list[str] = []
     stale = [rule for rule in dict.fromkeys(own) if rule not in wanted]
     for rule in wanted:
         item = _rule_name(rule, family)
         if rule not in own:
-            like = [entry for entry in stale if (entry.table, entry.iif) == (rule.table, rule.iif)]
+            like = [
+                entry
+                for entry in stale
+                if (entry.table, entry.iif, entry.source) == (rule.table, rule.iif, rule.source)
+            ]
             changes.append(Change(item, "; ".join(map(str, like)), str(rule)))
             for entry in like:
                 stale.remove(entry)
@@ -114,9 +133,7 @@ def plan_routing(
     for rule in stale:
         changes.append(Change(_rule_name(rule, family), str(rule), ""))
         removals += [f"rule del {rule.selectors}"] * own.count(rule)
-    # Old rules go last, so that there is no moment in which marked packets have no rule; when all
-    # goes, rules first.
-    return lines + sorted(removals, reverse=True)
+    return lines, removals
 
 
 def _delivers(route: Route) -> bool:
@@ -132,16 +149,18 @@ def _rule_name(rule: IpRule, family: str) -> str:
     if rule.table == TABLE_MAIN:
         return f"{family} rule {rule.priority} (guard)"
     suffix = f" on {rule.iif}" if rule.iif else ""
+    suffix += f" from {rule.source}" if rule.source != "all" else ""
     return f"{family} rule {rule.priority}{suffix}"
 
 
-def _uses_mark(rule: IpRule, desired: Desired) -> bool:
+def uses_mark(rule: IpRule, mark: int, mask: int) -> bool:
+    """Whether a packet with our mark can match because of it."""
     if rule.mark is None:
         return False
-    common = rule.mask & desired.mask
+    common = rule.mask & mask
     if rule.inverted:
         # "All but this mark", as VPNs say it, takes no bit for itself unless the mark looks like ours.
-        return bool(common) and rule.mark & common == desired.mark & common
+        return bool(common) and rule.mark & common == mark & common
     return bool(rule.mark & common)
 
 
@@ -151,7 +170,10 @@ def warnings_of(snapshot: Snapshot, desired: Desired | None) -> tuple[str, ...]:
     for family in desired.families if desired else ():
         for rule in snapshot.rules.get(family, ()):
             first = desired is not None and 0 < rule.priority < desired.rule_priority
-            anywhere = rule.source == "all" and not rule.other and rule.iif is None
+            # What a rule suppresses selects no packets: wg-quick's "lookup main suppress_prefixlength 0"
+            # takes all that main has a route for.
+            selects = [name for name, _value in rule.other if not name.startswith("suppress_")]
+            anywhere = rule.source == "all" and not selects and rule.iif is None
             if first and anywhere and (rule.mark is None or rule.inverted):
                 found.append(
                     f"the {family} rule '{rule}' stands before ours and may take diverted "
@@ -167,7 +189,7 @@ def refuse_routing(snapshot: Snapshot, desired: Desired, family: str) -> None:
     for rule in snapshot.rules.get(family, ()):
         if _own_rule(rule, desired, recorded):
             continue
-        if _uses_mark(rule, desired):
+        if uses_mark(rule, desired.mark, desired.mask):
             raise InputError(
                 f"mark: the {family} rule '{rule}' of others uses bits of the mask "
                 f"0x{desired.mask:x} too; "
@@ -197,13 +219,13 @@ def refuse_routing(snapshot: Snapshot, desired: Desired, family: str) -> None:
         )
 
 
-def refuse_table_names(snapshot: Snapshot, desired: Desired, own_path: str) -> None:
+def refuse_table_names(
+    names: t.Iterable[TableName], table: int, table_name: str, own_path: str
+) -> None:
     """Raises InputError where iproute2 knows the number or the name as something else."""
-    for entry in snapshot.table_names:
-        if entry.path != own_path and (entry.number == desired.table) != (
-            entry.name == desired.table_name
-        ):
-            option = "table" if entry.number == desired.table else "table_name"
+    for entry in names:
+        if entry.path != own_path and (entry.number == table) != (entry.name == table_name):
+            option = "table" if entry.number == table else "table_name"
             raise InputError(
                 f"{option}: {entry.path} gives table {entry.number} the name '{entry.name}'; "
                 f"choose another {'number' if option == 'table' else 'name'}",

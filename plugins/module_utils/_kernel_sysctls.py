@@ -26,6 +26,35 @@ _SIDE_EFFECTS = {
     ),
     "net/ipv6/conf/all/forwarding": ("net/ipv6/conf/*/forwarding",),
 }
+# Of these the kernel takes the greater one of `all` and the interface's own (IN_DEV_MAXCONF and
+# IN_DEV_ORCONF in linux/inetdevice.h).
+_GREATER = (
+    "accept_local",
+    "arp_announce",
+    "arp_filter",
+    "arp_ignore",
+    "log_martians",
+    "proxy_arp",
+    "route_localnet",
+    "rp_filter",
+    "send_redirects",
+    "src_valid_mark",
+)
+
+
+def above(path: str) -> str | None:
+    """The path of `all` that has a say in the interface's value."""
+    found = re.fullmatch(rf"net/ipv4/conf/([^/]+)/({'|'.join(_GREATER)})", path)
+    if found is None or found.group(1) in ("all", "*"):
+        return None
+    return f"net/ipv4/conf/all/{found.group(2)}"
+
+
+def _effective(path: str, values: t.Mapping[str, str]) -> str:
+    """What the kernel goes by: the value, unless that of `all` is greater."""
+    upper = values.get(above(path) or path, "")
+    greater = upper.isdigit() and values[path].isdigit() and int(upper) > int(values[path])
+    return upper if greater else values[path]
 
 
 def advertised_of(snapshot: Snapshot, desired: Desired | None) -> tuple[str, ...]:
@@ -66,10 +95,16 @@ def plan_sysctls(
                 )
         now[path] = value
 
+    own = {path for path, _value in desired.sysctls} if desired else set()
     for path, value in wanted.items():
-        if before[path] == value:
+        # With the values so far: writing `all` may have written this one too. What the user gave by name is
+        # wanted to the letter.
+        if now[path] == value or (path not in own and _effective(path, now) == value):
             continue
-        changes.append(Change(f"sysctl {sysctl_name(path)}", before[path], value))
+        found = before[path]
+        if _effective(path, before) != found:
+            found += f" (effective {_effective(path, before)}, because that of all is)"
+        changes.append(Change(f"sysctl {sysctl_name(path)}", found, value))
         remembered.setdefault(path, (before[path], path))
         for side in _SIDE_EFFECTS.get(path, ()):
             for other in expanded(side, before):
@@ -116,3 +151,34 @@ def refuse_sysctls(snapshot: Snapshot, desired: Desired) -> None:
             "spelling, or load the module that brings it",
             option="sysctls",
         )
+    for interface in desired.incoming if desired.rp_filter is not None else ():
+        path = f"net/ipv4/conf/{interface}/rp_filter"
+        strict = snapshot.sysctls.get(above(path) or path, "0")
+        if "ipv4" in desired.families and int(strict) > int(desired.rp_filter or 0):
+            raise InputError(
+                f"rp_filter: {sysctl_name(above(path) or path)} is {strict}, and the kernel takes the "
+                f"greater one of all and {interface}, so {interface} cannot have {desired.rp_filter}; "
+                "lower that of all yourself, as it also protects the other interfaces, or take 2",
+                option="rp_filter",
+                found=[f"{sysctl_name(above(path) or path)} = {strict}"],
+            )
+
+
+def sysctl_warnings(snapshot: Snapshot, desired: Desired | None) -> tuple[str, ...]:
+    """Values that have no effect, because the one of `all` is greater."""
+    given = dict(desired.sysctls) if desired else {}
+    found = []
+    for pattern, value in given.items():
+        for path in expanded(pattern, snapshot.sysctls):
+            upper = above(path)
+            if upper is None:
+                continue
+            effective = _effective(
+                path, {upper: given.get(upper, snapshot.sysctls[upper]), path: value}
+            )
+            if effective != value:
+                found.append(
+                    f"sysctls: {sysctl_name(path)} = {value} has no effect: {sysctl_name(upper)} is "
+                    f"{effective}, and the kernel takes the greater one"
+                )
+    return tuple(found)

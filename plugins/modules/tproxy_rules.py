@@ -13,8 +13,8 @@ author: The clearproxy.haproxy contributors (@clearproxy)
 description:
   - Makes the kernel of a proxy host deliver the servers' answers to HAProxy, although they are
     addressed to the clients. HAProxy's C(source … usesrc clientip) needs this.
-  - Managed are a chain in the firewall's mangle table that marks packets of transparent sockets,
-    policy routing rules for the mark, a routing table in which every address is local, sysctls,
+  - Managed are a chain in the firewall (in the mangle table of iptables, or in a table of its own
+    of nft) that marks packets of transparent sockets, policy routing rules for the mark, a routing table in which every address is local, sysctls,
     and the files from which the unit C(tproxy-host.service) restores all of it at boot.
   - Rules carry the comment C(clearproxy-tproxy-host). Nothing that others own is flushed,
     reordered or overwritten; where it is in the way the task fails, before any change, and says
@@ -31,9 +31,19 @@ options:
     choices: [present, absent]
     default: present
   firewall:
-    description: The firewall backend. Both variants of C(iptables), legacy and nft, will do.
+    description:
+      - The firewall backend. What another one still has of ours is removed once the new rules are
+        in force, so established connections are diverted all the time.
+      - V(iptables) is whichever variant the host's C(iptables) is; V(iptables-nft) and
+        V(iptables-legacy) name one.
+      - V(nftables) is a table of its own, O(nft_table). Its chain has a priority one above
+        C(mangle), because what one nft chain accepts still passes the next, and the last to set a
+        mark wins.
+      - V(auto) takes what the host already uses. V(nftables) if there are rules made by C(nft), if
+        C(nftables.service) is enabled, or if there is no C(iptables) program; V(iptables) if only
+        C(iptables) has rules, or nothing has. A decision is kept as long as its program is installed.
     type: str
-    choices: [iptables]
+    choices: [iptables, iptables-nft, iptables-legacy, nftables, auto]
     default: iptables
   families:
     description: The address families to proxy.
@@ -68,13 +78,63 @@ options:
     type: int
     default: 100
   chain:
-    description: Name of the chain in the mangle table.
+    description:
+      - Name of the chain, in the mangle table or in O(nft_table). At most 28 letters, digits, V(_),
+        V(.) and V(-); one that is there and not ours is refused.
     type: str
     default: DIVERT
+  nft_table:
+    description:
+      - Name of the table of the family C(inet) if O(firewall) is V(nftables). One that is there and
+        not ours is refused.
+    type: str
+    default: haproxy_tproxy
+  position:
+    description:
+      - Whether the rules stand V(first) or V(last) in C(PREROUTING) of the mangle table. Behind a
+        rule of others that accepts packets they never see these.
+      - O(firewall=nftables) has no use for it.
+    type: str
+    choices: [first, last]
+    default: first
+  socket_match:
+    description:
+      - V(transparent) marks packets of sockets that asked for foreign addresses (C(IP_TRANSPARENT)).
+      - V(any) is C(-m socket) alone, which marks the packets of all local services too. Where other
+        software sets C(src_valid_mark), it needs O(guard_rule) or O(interfaces), or nobody can log
+        in any more.
+    type: str
+    choices: [transparent, any]
+    default: transparent
+  icmp:
+    description:
+      - Whether ICMP and ICMPv6 errors about a proxied connection are delivered here too. They are
+        addressed to the client. Without them the host never learns of a smaller path MTU (RFC 1191,
+        RFC 8201), and large requests hang.
+    type: bool
+    default: true
+  guard_rule:
+    description:
+      - Whether, without O(interfaces), a policy routing rule at O(rule_priority) keeps what the host
+        itself sends, and the kernel's look-ups of source addresses, out of the table. Without it,
+        every proxied connection dies once somebody sets C(src_valid_mark) or filters source
+        addresses together with the mark, as firewalld's C(IPv6_rpfilter) does.
+    type: bool
+    default: true
+  rule_protocol:
+    description:
+      - The routing protocol that policy routing rules and the route are labelled with.
+        C(systemd-networkd) removes rules that are not V(kernel) when it configures a link. V(boot)
+        is what C(ip) itself gives to routes; to rules it gives none.
+    type: str
+    choices: [kernel, boot, static]
+    default: kernel
   interfaces:
     description:
       - The server-facing interfaces. Rules are bound to them by name. They must exist when the
         task runs; at boot they may come later.
+      - Of a bridge or bond give that device, where its packets come in; one of its ports is
+        refused.
       - Empty means any interface. A guard rule then keeps what the host itself sends out of the
         table.
     type: list
@@ -82,7 +142,9 @@ options:
     default: []
   forwarding:
     description:
-      - Whether the host forwards packets between its interfaces, in the O(families). The servers
+      - Whether the host forwards packets between its interfaces, in the O(families). In IPv4 the
+        interface's own value counts, so C(all), C(default) and the O(interfaces), or every interface
+        if none is given, are kept; in IPv6 that of C(all). The servers
         need it for everything else than proxied connections when the proxy is their gateway. Not
         given, it is left alone.
       - Before IPv6 forwarding is switched on, interfaces that use router advertisements get
@@ -90,11 +152,91 @@ options:
     type: bool
   send_redirects:
     description:
-      - Whether the host sends ICMP redirects, on C(all), C(default) and the O(interfaces), or
-        every interface if none is given. Not given, it is left alone.
+      - Whether the host sends ICMP redirects. The kernel does if C(all) or the interface says so.
+        V(false) is therefore kept on C(all), C(default) and the O(interfaces), or every interface if
+        none is given; V(true) on C(all). Not given, it is left alone.
       - V(false) is right for a proxy in the same subnet as servers and router. A single redirect
         makes a server bypass the proxy for one client for five minutes.
     type: bool
+  rp_filter:
+    description:
+      - Reverse path filter of the O(interfaces), or of every interface if none is given, V(0) off,
+        V(1) strict, V(2) loose, in IPv4. What counts is the greater one of C(all) and the
+        interface's own. Not given, it is left alone.
+      - V(1) does the proxy no harm as long as the route to each client and server leaves through
+        the interface that its packets come in at. Where it does not, V(2) is right.
+      - With O(interfaces), a value lower than that of C(all) is refused, because C(all) protects
+        the other interfaces too.
+    type: int
+    choices: [0, 1, 2]
+  guard:
+    description:
+      - Whether C(tproxy-host-guard.service) is written, which looks every few seconds whether
+        anything is missing, and puts it back within 10 seconds, without Ansible. For hosts on which
+        somebody or something flushes the whole firewall, which sends no event. The role
+        P(clearproxy.haproxy.tproxy_host#role) enables the service.
+      - Its log has one line for each repair. After C(tproxy-host stop) it keeps its hands off until
+        C(tproxy-host start).
+    type: bool
+    default: false
+  intercepts:
+    description:
+      - TCP connections that pass through this host and that HAProxy shall get, whatever address they
+        are for, one entry for each port of HAProxy. Nothing is renumbered for it; but both what
+        clients send and what servers answer must pass through this host.
+      - HAProxy listens with C(bind :TO_PORT transparent) (IPv6 C(bind [::]:TO_PORT v6only
+        transparent)); its server C(0.0.0.0) or C([::]) is the address that the client wanted.
+      - Rules with the C(TPROXY) target stand behind those for sockets. What is addressed to this
+        host itself is never caught. Of several entries the first that matches wins.
+      - While HAProxy does not listen, what would be caught is dropped. Connections that pass
+        untouched when the rules come are reset, because HAProxy does not know them.
+      - Where clients come in at a bridge, C(net.bridge.bridge-nf-call-iptables) and
+        C(bridge-nf-call-ip6tables) must be 0 (O(sysctls)). The kernel forgets a caught packet's
+        socket otherwise. This is refused if O(intercepts[].interfaces) names the bridge, else
+        warned about.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      ports:
+        description: Destination ports to catch, 1 to 65535, or ranges like V(8000-8010).
+        type: list
+        elements: str
+        required: true
+        aliases: [port]
+      to_port:
+        description: Where HAProxy listens, 1 to 65535, none of the caught ports.
+        type: int
+        required: true
+      protocol:
+        description: The transport protocol. HAProxy proxies nothing else this way.
+        type: str
+        choices: [tcp]
+        default: tcp
+      families:
+        description:
+          - The address families to catch, out of O(families); these if not given, or those
+            of them that O(intercepts[].destinations) and O(intercepts[].sources) have.
+        type: list
+        elements: str
+        choices: [ipv4, ipv6]
+      destinations:
+        description: Networks or addresses; only connections to them are caught. Empty means any.
+        type: list
+        elements: str
+        default: []
+      sources:
+        description: Networks or addresses; only connections from them are caught. Empty means any.
+        type: list
+        elements: str
+        default: []
+      interfaces:
+        description:
+          - Only connections that come in at these interfaces are caught, best the client-facing
+            ones. Empty means any; the rules of all O(interfaces) are then for any interface too.
+        type: list
+        elements: str
+        default: []
   sysctls:
     description: Further sysctls below C(net) to keep, by name. An interface may be C(*).
     type: dict
@@ -117,7 +259,7 @@ notes:
     capability C(NET_ADMIN).
   - Writes C(tproxy-host.service) but does not enable it; the role
     P(clearproxy.haproxy.tproxy_host#role) does.
-  - Needs C(ip) (iproute2), C(iptables) and, for the kernel probe, C(unshare) (util-linux).
+  - Needs C(ip) (iproute2), the O(firewall)'s program (C(iptables) or C(nft)) and, for the kernel probe, C(unshare) (util-linux).
 seealso:
   - module: clearproxy.haproxy.tproxy_return_path
 """
@@ -136,6 +278,15 @@ EXAMPLES = r"""
     mark: '0x100'
     mask: '0x100'
     table: 4100
+
+- name: Let HAProxy have the web traffic to one of the servers behind this host, whoever it comes from
+  clearproxy.haproxy.tproxy_rules:
+    interfaces: [eth1]
+    intercepts:
+      - ports: [80, 8080]
+        to_port: 3129
+        destinations: [10.81.1.11, "fd81:1::11"]
+        interfaces: [eth0]
 
 - name: Remove every trace
   clearproxy.haproxy.tproxy_rules:
@@ -176,6 +327,7 @@ unseen:
   elements: str
 """
 
+import contextlib
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -189,18 +341,20 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_result 
 
 
 def run(options: dict[str, t.Any], *, check_mode: bool) -> dict[str, t.Any]:
-    described = Desired.from_options(options)
-    desired = described if options["state"] == "present" else None
-    host = Host(missing_programs_ok=check_mode or desired is None)
-    answer = carry_out(
-        lambda: host.read(described),
-        lambda snapshot: plan_host(snapshot, desired, described),
-        host.apply,
-        probe=lambda: host.probe(desired) if desired is not None else [],
-        check_mode=check_mode,
-        unit=render.UNIT,
-        record=render.RECORD,
-    )
+    present = options["state"] == "present"
+    host = Host(missing_programs_ok=check_mode or not present)
+    described = host.settled(Desired.from_options(options))
+    desired = described if present else None
+    with contextlib.nullcontext() if check_mode else host.alone():
+        answer = carry_out(
+            lambda: host.read(described),
+            lambda snapshot: plan_host(snapshot, desired, described),
+            host.apply,
+            probe=lambda: host.probe(desired) if desired is not None else [],
+            check_mode=check_mode,
+            unit=render.UNIT,
+            record=render.RECORD,
+        )
     return {**answer, "unseen": host.unseen}
 
 
@@ -208,7 +362,11 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "firewall": {"type": "str", "choices": ["iptables"], "default": "iptables"},
+            "firewall": {
+                "type": "str",
+                "choices": ["iptables", "iptables-nft", "iptables-legacy", "nftables", "auto"],
+                "default": "iptables",
+            },
             "families": {
                 "type": "list",
                 "elements": "str",
@@ -221,9 +379,44 @@ def main() -> None:
             "table_name": {"type": "str", "default": "haproxy_tproxy"},
             "rule_priority": {"type": "int", "default": 100},
             "chain": {"type": "str", "default": "DIVERT"},
+            "nft_table": {"type": "str", "default": "haproxy_tproxy"},
+            "position": {"type": "str", "choices": ["first", "last"], "default": "first"},
+            "socket_match": {
+                "type": "str",
+                "choices": ["transparent", "any"],
+                "default": "transparent",
+            },
+            "icmp": {"type": "bool", "default": True},
+            "guard_rule": {"type": "bool", "default": True},
+            "rule_protocol": {
+                "type": "str",
+                "choices": ["kernel", "boot", "static"],
+                "default": "kernel",
+            },
             "interfaces": {"type": "list", "elements": "str", "default": []},
             "forwarding": {"type": "bool"},
             "send_redirects": {"type": "bool"},
+            "rp_filter": {"type": "int", "choices": [0, 1, 2]},
+            "guard": {"type": "bool", "default": False},
+            "intercepts": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "ports": {
+                        "type": "list",
+                        "elements": "str",
+                        "required": True,
+                        "aliases": ["port"],
+                    },
+                    "to_port": {"type": "int", "required": True},
+                    "protocol": {"type": "str", "choices": ["tcp"], "default": "tcp"},
+                    "families": {"type": "list", "elements": "str", "choices": ["ipv4", "ipv6"]},
+                    "destinations": {"type": "list", "elements": "str", "default": []},
+                    "sources": {"type": "list", "elements": "str", "default": []},
+                    "interfaces": {"type": "list", "elements": "str", "default": []},
+                },
+            },
             "sysctls": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,

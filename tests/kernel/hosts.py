@@ -6,33 +6,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import json
 import os
 import subprocess
 import sys
 import typing as t
 from pathlib import Path
+from unittest import mock
 
 HERE = Path(__file__).parent
-DEFAULTS: dict[str, dict[str, t.Any]] = {
-    "tproxy_rules": {
-        "state": "present",
-        "firewall": "iptables",
-        "families": ["ipv4", "ipv6"],
-        "mark": "0x1",
-        "mask": "0x1",
-        "table": 100,
-        "table_name": "haproxy_tproxy",
-        "rule_priority": 100,
-        "chain": "DIVERT",
-        "interfaces": [],
-        "forwarding": True,
-        "send_redirects": False,
-        "sysctls": {},
-    },
-    "tproxy_return_path": {"state": "present", "mode": "default_gateway", "gateways": None},
-}
+PLUGINS = "ansible_collections.clearproxy.haproxy.plugins"
+# What the role asks for where the module, not told, leaves things alone.
+ROLE: dict[str, dict[str, t.Any]] = {"tproxy_rules": {"forwarding": True, "send_redirects": False}}
 COMMENT = "-m comment --comment clearproxy-tproxy-host"
+
+
+class _Declared(Exception):
+    """Ends a module's main() when it has said which arguments it takes."""
+
+
+@functools.cache
+def defaults(name: str) -> dict[str, t.Any]:
+    """The module's own defaults, as its argument_spec has them."""
+    module = importlib.import_module(f"{PLUGINS}.modules.{name}")
+    declared: dict[str, dict[str, t.Any]] = {}
+
+    def declare(argument_spec: dict[str, dict[str, t.Any]], **_rest: t.Any) -> t.NoReturn:
+        declared.update(argument_spec)
+        raise _Declared
+
+    with mock.patch.object(module, "AnsibleModule", declare), contextlib.suppress(_Declared):
+        module.main()
+    assert declared
+    return {option: spec.get("default") for option, spec in declared.items()}
 
 
 class Host:
@@ -91,19 +100,42 @@ class Host:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
 
+    def stop_children(self, count: int) -> None:
+        """Ends those that were started last."""
+        for _number in range(count):
+            self._end(self.children.pop())
+
     def module(
         self, name: str = "tproxy_rules", *, check: bool = False, **options: t.Any
     ) -> dict[str, t.Any]:
-        request = {"module": name, "options": {**DEFAULTS[name], **options}, "check": check}
+        (answer,) = self.modules((name, {"check": check, **options}))
+        return answer
+
+    def modules(self, *requests: tuple[str, dict[str, t.Any]]) -> list[dict[str, t.Any]]:
+        """Several runs in one process, which takes less time; options have `check` among them."""
+        given = [
+            {
+                "module": name,
+                "options": {
+                    **defaults(name),
+                    **ROLE.get(name, {}),
+                    **{key: value for key, value in options.items() if key != "check"},
+                },
+                "check": options.get("check", False),
+            }
+            for name, options in requests
+        ]
         answer = self.run(
-            *self.command_prefix, sys.executable, str(HERE / "driver.py"), text=json.dumps(request)
+            *self.command_prefix, sys.executable, str(HERE / "driver.py"), text=json.dumps(given)
         )
-        return t.cast("dict[str, t.Any]", json.loads(answer))
+        return t.cast("list[dict[str, t.Any]]", json.loads(answer))
 
     def state(self) -> str:
         """Everything that the modules may change, as text."""
         return self.sh(
             "for i in iptables ip6tables; do $i-save 2>/dev/null | grep -v '^#' || :; done\n"
+            # Once used, a table of iptables-legacy stays, empty.
+            "for i in iptables ip6tables; do $i-legacy-save | grep -v '^[#*]\\|^COMMIT\\|^:[A-Z]* ACCEPT' || :; done\n"
             "nft list ruleset\n"
             "for f in -4 -6; do ip $f -d rule; ip $f -d route show table all; done\n"
             "grep -r . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf 2>/dev/null | grep -v stable_secret | sort\n"
@@ -113,10 +145,14 @@ class Host:
 
     def close(self) -> None:
         for child in (*self.children, self.holder):
-            child.kill()
-            child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
+            self._end(child)
+
+    @staticmethod
+    def _end(child: subprocess.Popen[str]) -> None:
+        child.kill()
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
 
 
 def items(result: dict[str, t.Any]) -> list[str]:
@@ -153,11 +189,12 @@ class Network:
             gateway = "3"
         last = "1" if router_mtu else "2"
         self.gateways = [f"10.9.{gateway}.{last}", f"fd09:{gateway}::{last}"]
+        self.serve(f"10.9.{gateway}.11", f"fd09:{gateway}::11")
+
+    def serve(self, ipv4: str, ipv6: str = "::1") -> None:
+        """The server at these addresses, and the proxy before it."""
         self.server.start(sys.executable, str(HERE / "peer.py"), "server", "8080")
-        self.proxy.start(
-            *(sys.executable, str(HERE / "peer.py"), "relay", "80", "8080"),
-            *(f"10.9.{gateway}.11", f"fd09:{gateway}::11"),
-        )
+        self.proxy.start(sys.executable, str(HERE / "peer.py"), "relay", "80", "8080", ipv4, ipv6)
 
     def host(self, name: str, directory: Path) -> Host:
         made = Host(name, directory)
@@ -184,7 +221,9 @@ class Network:
 
     def ask(self, family: str, *, size: int = 10, seconds: float = 5) -> str | None:
         """What the server says about a request of the client; None if nothing came back."""
-        address = "10.9.1.2" if family == "ipv4" else "fd09:1::2"
+        return self.ask_at("10.9.1.2" if family == "ipv4" else "fd09:1::2", size, seconds)
+
+    def ask_at(self, address: str, size: int, seconds: float) -> str | None:
         answer = self.client.run(
             sys.executable,
             str(HERE / "peer.py"),

@@ -7,6 +7,7 @@
 peer.py server PORT                    answers with the peer's address and the number of bytes received
 peer.py relay PORT TARGET_PORT IPV4 IPV6    connects to the target from the client's own address
 peer.py client ADDRESS PORT BYTES SECONDS   sends the bytes, prints the server's answer
+peer.py announce INTERFACE ADDRESS…         says that the addresses are here now, as VRRP does
 """
 
 from __future__ import annotations
@@ -89,12 +90,35 @@ def ask(address: str, port: int, count: int, seconds: float) -> None:
         print(read_all(connection).decode())
 
 
+def announce(interface: str, *addresses: str) -> None:
+    """Gratuitous ARP (RFC 5227), unsolicited neighbour advertisement (RFC 4861)."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
+        link.bind((interface, 0))
+        mac = link.getsockname()[4]
+        for address in addresses:
+            if ":" not in address:
+                packed = socket.inet_aton(address)
+                header = b"\xff" * 6 + mac + bytes.fromhex("0806 0001 0800 06 04 0001")
+                link.send(header + mac + packed + b"\0" * 6 + packed)
+                continue
+            with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+                index = socket.if_nametoindex(interface)
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+                packed = socket.inet_pton(socket.AF_INET6, address)
+                # Override; the target's link-layer address. The kernel fills the checksum in.
+                message = bytes.fromhex("88 00 0000 20000000") + packed + b"\x02\x01" + mac
+                raw.sendto(message, ("ff02::1", 0, 0, index))
+
+
 def main(role: str, *arguments: str) -> None:
     if role == "server":
         serve(int(arguments[0]))
     elif role == "relay":
         targets = {int(socket.AF_INET): arguments[2], int(socket.AF_INET6): arguments[3]}
         relay(int(arguments[0]), int(arguments[1]), targets)
+    elif role == "announce":
+        announce(*arguments)
     else:
         ask(arguments[0], int(arguments[1]), int(arguments[2]), float(arguments[3]))
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import typing as t
 
@@ -26,50 +27,37 @@ ip -6 rule add priority 60 fwmark 0x4000/0x4000 lookup 301
 ip route add 203.0.113.0/24 dev front
 ip route add default dev front table 300
 ip -6 route add 2001:db8:1::/64 dev front table 301
+iptables-legacy -t mangle -A FORWARD -p udp -j MARK --set-xmark 0x8000/0x8000
+ip6tables-legacy -t mangle -A FORWARD -p udp -j MARK --set-xmark 0x8000/0x8000
+nft 'table inet theirs {
+  set networks { type ipv4_addr; flags interval; elements = { 192.0.2.0/24, 198.51.100.7 }; }
+  chain early { type filter hook prerouting priority -160; policy accept; meta mark set ct mark & 0xff00; jump more; }
+  chain more { ip saddr @networks meta mark set meta mark | 0x2000 counter accept comment "not ours"; }
+}'
+nft 'table netdev theirs { }; table ip haproxy_tproxy { chain DIVERT { counter; }; }'
 echo 0 >/proc/sys/net/ipv4/conf/front/send_redirects
 echo 0 >/proc/sys/net/ipv4/conf/all/accept_redirects
 echo 1 >/proc/sys/net/ipv4/conf/back/forwarding
 """
-
-OPTIONS: list[dict[str, t.Any]] = [
-    {},
-    {"interfaces": ["back"]},
-    {"mark": "0x100", "mask": "0x300"},
-    {"table": 4100, "table_name": "elsewhere"},
-    {"rule_priority": 7000},
-    {"chain": "TO_HAPROXY"},
-    {"families": ["ipv4"]},
-    {"families": ["ipv6"], "interfaces": ["front", "back"]},
-    {"forwarding": None, "send_redirects": None},
-    {"forwarding": False, "send_redirects": True},
-    {"sysctls": {"net.ipv4.conf.back.rp_filter": 2, "net.ipv4.tcp_mtu_probing": True}},
-    {
-        "interfaces": ["back"],
-        "mark": "2",
-        "mask": "2",
-        "table": 7,
-        "chain": "D",
-        "rule_priority": 1,
-    },
-]
 
 
 def own(text: str) -> list[str]:
     return [line for line in text.splitlines() if "clearproxy-tproxy-host" in line]
 
 
+@pytest.mark.parametrize("firewall", ["iptables", "iptables-legacy", "nftables"])
 @pytest.mark.parametrize("neighbours", ["", NEIGHBOURS], ids=["fresh", "lived-in"])
-def test_check_apply_again_absent(host: Host, neighbours: str) -> None:
+def test_check_apply_again_absent(host: Host, neighbours: str, firewall: str) -> None:
     host.sh(neighbours)
     before = host.state()
-    predicted = host.module(check=True)
+    predicted = host.module(check=True, firewall=firewall)
     assert host.state() == before
-    done = host.module()
+    done = host.module(firewall=firewall)
     assert done["changes"] == predicted["changes"]
     assert done["diff"] == predicted["diff"]
     after = host.state()
-    assert items(host.module()) == []
-    assert items(host.module(check=True)) == []
+    assert items(host.module(firewall=firewall)) == []
+    assert items(host.module(check=True, firewall=firewall)) == []
     assert host.state() == after
 
     assert items(host.module(state="absent", check=True))
@@ -79,16 +67,62 @@ def test_check_apply_again_absent(host: Host, neighbours: str) -> None:
     assert items(host.module(state="absent")) == []
 
 
-def test_switching_any_option_cleans_up(host: Host) -> None:
-    """Every option set after every other; what is there afterwards does not depend on the way there."""
+CHOICES: dict[str, list[t.Any]] = {
+    "firewall": ["iptables", "iptables-nft", "iptables-legacy", "nftables", "auto"],
+    "families": [["ipv4"], ["ipv6"], ["ipv4", "ipv6"]],
+    "mark": [("0x1", "0x1"), ("0x100", "0x300"), ("2", "2"), ("0x10", "0xf0")],
+    "table": [(100, "haproxy_tproxy"), (4100, "elsewhere"), (7, "seven")],
+    "rule_priority": [1, 100, 7000],
+    "chain": ["DIVERT", "TO_HAPROXY", "D"],
+    "nft_table": ["haproxy_tproxy", "another"],
+    "position": ["first", "last"],
+    "socket_match": ["transparent", "any"],
+    "icmp": [True, False],
+    "guard_rule": [True, False],
+    "rule_protocol": ["kernel", "boot", "static"],
+    "interfaces": [[], ["back"], ["front", "back"]],
+    "forwarding": [None, True, False],
+    "send_redirects": [None, True, False],
+    "sysctls": [{}, {"net.ipv4.conf.back.rp_filter": 2, "net.ipv4.tcp_mtu_probing": True}],
+    "intercepts": [[], [{"ports": ["80", "8000-8010"], "to_port": 3129, "destinations": []}]],
+}
+
+
+def wishes(count: int, seed: int) -> t.Iterator[dict[str, t.Any]]:
+    """Option sets in which every value of every option comes up, and about half change each time."""
+    chance = random.Random(seed)
+    decks: dict[str, list[t.Any]] = {name: [] for name in CHOICES}
+    options: dict[str, t.Any] = {}
+    for _number in range(count):
+        for name, values in CHOICES.items():
+            if name in options and chance.random() < 0.5:
+                continue
+            if not decks[name]:
+                decks[name] = chance.sample(values, len(values))
+            options[name] = decks[name].pop()
+        (mark, mask), (table, table_name) = options["mark"], options["table"]
+        yield {**options, "mark": mark, "mask": mask, "table": table, "table_name": table_name}
+
+
+def test_fifty_runs_in_a_row_leave_no_trace(host: Host) -> None:
+    """What is there after each depends on its options only, and not on the way there."""
     host.sh(NEIGHBOURS)
     before = host.state()
-    for number, options in enumerate([*OPTIONS, *reversed(OPTIONS)]):
-        host.module(**options)
-        assert items(host.module(**options)) == [], options
-        if number < len(OPTIONS):
+    wanted = list(wishes(50, seed=4))
+    for first in range(0, 50, 5):
+        runs = [
+            ("tproxy_rules", {**options, "check": check})
+            for options in wanted[first : first + 5]
+            for check in (False, True)
+        ]
+        for (_name, options), answer in zip(runs, host.modules(*runs)):
+            assert "changes" in answer, (options, answer)
+            assert not options["check"] or items(answer) == [], options
+        options = wanted[first + 4]
+        # What auto takes does depend on the way.
+        if first % 10 and options["firewall"] != "auto":
             reached = host.state()
-            host.module(state="absent")
+            assert items(host.module(state="absent"))
             assert host.state() == before, options
             host.module(**options)
             assert host.state() == reached, options
@@ -266,15 +300,228 @@ def test_what_others_put_into_the_mangle_table_stays(host: Host) -> None:
     assert ":FORWARD DROP " in host.sh("ip6tables-save")
 
 
-@pytest.mark.parametrize("check", [True, False], ids=["check", "run"])
+NFT_MARK = (
+    "nft 'table inet vpn { chain c { type filter hook output priority 0; meta mark set 0x539; }; }'"
+)
+CONFLICTS.update(
+    {
+        "mark set by nft rules of others": (
+            NFT_MARK,
+            {},
+            "mark",
+            "inet vpn c sets bits of the mask",
+        ),
+        "the same, with nftables": (NFT_MARK, {"firewall": "nftables"}, "mark", "0x539"),
+        "mark set by nft rules of others, somehow": (
+            "nft 'table ip6 vpn { chain c { meta mark set jhash ip6 saddr mod 256; }; }'",
+            {},
+            "mark",
+            "ip6 vpn c sets bits",
+        ),
+        "connection marks of others": (
+            "nft 'table ip vpn { chain c { type filter hook prerouting priority -160; meta mark set ct mark; };"
+            " chain d { ct mark set 0x3; }; }'",
+            {"firewall": "nftables"},
+            "mark",
+            "meta mark set ct mark",
+        ),
+        "mark overwritten by nft rules of others": (
+            "nft 'table inet vpn { chain c { type filter hook prerouting priority 0; jump d; };"
+            " chain d { meta mark set ct mark; }; }'",
+            {"firewall": "nftables"},
+            "mark",
+            "inet vpn d overwrites, after they are set, bits of the mask",
+        ),
+        "mark set by others in the other variant": (
+            "iptables-legacy -t mangle -A PREROUTING -j MARK --set-mark 1",
+            {},
+            "mark",
+            "0x1/0xffffffff",
+        ),
+        "nft table of others": (
+            "nft 'table inet haproxy_tproxy { chain DIVERT { counter; }; }'",
+            {"firewall": "nftables"},
+            "nft_table",
+            "is there and not ours (counter)",
+        ),
+        "nft table of others, with a set": (
+            "nft 'table inet mine { set s { type ipv4_addr; }; }'",
+            {"firewall": "nftables", "nft_table": "mine"},
+            "nft_table",
+            "(set s)",
+        ),
+        "a word of nft as a chain": (
+            "true",
+            {"firewall": "nftables", "chain": "counter"},
+            "chain",
+            "'counter' is a word of nft's own language",
+        ),
+        "a word of nft as a table": (
+            "true",
+            {"firewall": "nftables", "nft_table": "table"},
+            "nft_table",
+            "'table' is a word of nft's own language",
+        ),
+        "native rules in iptables' table": (
+            "iptables -t mangle -N X; nft add rule ip mangle X fib daddr type local counter",
+            {},
+            "firewall",
+            "choose nftables",
+        ),
+    }
+)
+
+
+HARMLESS = {
+    "before ours": "type filter hook prerouting priority -160; meta mark set 0x4000",
+    "other bits": "type filter hook prerouting priority 0; meta mark set meta mark | 0x4000",
+    "connection mark, before ours": "type filter hook prerouting priority -160; meta mark set ct mark",
+    "connection mark, saved": "type filter hook postrouting priority 0; ct mark set meta mark",
+    "other bits, turned around": "type filter hook prerouting priority 0; meta mark set meta mark ^ 0x4000",
+    "bits kept": "type filter hook prerouting priority 0; meta mark set meta mark & 0xff | 0x700",
+    "what comes in elsewhere": 'type filter hook prerouting priority 0; iifname "front" meta mark set 0x4000',
+    "only looked at": "type filter hook prerouting priority 0; meta mark & 1 == 1 accept",
+    "other hook": "type filter hook output priority 0; meta mark set ct mark",
+    "numbers": "type filter hook prerouting priority -160; meta mark set numgen inc mod 8 offset 256",
+}
+
+
+@pytest.mark.parametrize("firewall", ["iptables", "nftables"])
+def test_nft_rules_of_others_that_do_no_harm(host: Host, firewall: str) -> None:
+    for name, chain in HARMLESS.items():
+        host.sh(
+            f"nft 'table inet {name.replace(' ', '_').replace(',', '')} {{ chain c {{ {chain}; }}; }}'"
+        )
+    options: dict[str, t.Any] = {
+        "firewall": firewall,
+        "mark": "8",
+        "mask": "8",
+        "interfaces": ["back"],
+    }
+    assert items(host.module(check=True, **options))
+
+
+def test_strays_in_the_other_variant_are_removed(host: Host) -> None:
+    """A host whose alternatives were switched, and that has lost the record."""
+    host.module(firewall="iptables-legacy", chain="OLD")
+    host.sh("rm -r /var/lib/tproxy-host")
+    found = items(host.module(check=True))
+    for family, icmp in (("ipv4", "icmp"), ("ipv6", "icmpv6")):
+        for what in ("PREROUTING tcp", f"PREROUTING {icmp}", "chain OLD"):
+            assert f"{family} legacy mangle {what}" in found
+    assert items(host.module()) == found
+    assert own(host.sh("iptables-legacy-save; ip6tables-legacy-save")) == []
+    assert ":OLD" not in host.sh("iptables-legacy-save")
+    host.sh("rm -r /var/lib/tproxy-host")
+    switched = items(host.module(firewall="iptables-legacy"))
+    assert "ipv4 nft mangle chain DIVERT" in switched
+    assert own(host.sh("iptables-nft-save; ip6tables-nft-save")) == []
+
+
+def test_a_lost_nft_table_is_found_by_its_comments(host: Host) -> None:
+    host.module(firewall="nftables", nft_table="old")
+    host.sh("rm -r /var/lib/tproxy-host")
+    assert "nft table old" in items(host.module(firewall="nftables"))
+    host.sh("rm -r /var/lib/tproxy-host")
+    assert "nft table haproxy_tproxy" in items(host.module(state="absent"))
+    assert host.sh("nft list ruleset") == ""
+
+
+def test_auto_takes_what_the_host_uses_and_keeps_to_it(host: Host) -> None:
+    def chosen(**options: t.Any) -> str:
+        found = items(host.module(check=True, firewall="auto", **options))
+        return "nftables" if "nft haproxy_tproxy chain DIVERT" in found else "iptables"
+
+    assert chosen() == "iptables"
+    host.sh("iptables -A INPUT -p udp -j ACCEPT")
+    assert chosen() == "iptables"
+    host.sh("nft 'table inet filter { chain input { counter; }; }'")
+    assert chosen() == "nftables"
+    host.sh("nft delete table inet filter")
+    host.sh(
+        "mkdir -p /etc/systemd/system/sysinit.target.wants;"
+        "ln -s /lib/systemd/system/nftables.service /etc/systemd/system/sysinit.target.wants"
+    )
+    assert chosen() == "nftables"
+    assert items(host.module(firewall="auto"))
+    host.sh("rm /etc/systemd/system/sysinit.target.wants/nftables.service")
+    assert items(host.module(firewall="auto")) == []
+    # Who names one gets it, and from then on that is what the host uses.
+    assert "nft table haproxy_tproxy" in items(host.module(firewall="iptables"))
+    host.sh("nft 'table inet filter { chain input { counter; }; }'")
+    assert items(host.module(firewall="auto")) == []
+
+
+def test_a_missing_nft_program(host: Host) -> None:
+    host.sh("mkdir /usr/local/empty; cp /usr/sbin/ip /usr/local/sbin/ip 2>/dev/null || :")
+    host.sh(
+        "for i in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do"
+        " cp -L /usr/sbin/$i /usr/local/sbin/$i; done; mount --bind /usr/local/empty /usr/sbin"
+    )
+    predicted = host.module(check=True, firewall="nftables")
+    assert "nft haproxy_tproxy chain DIVERT" in items(predicted)
+    assert any("nft is not installed" in line for line in predicted["unseen"])
+    assert any("Debian: nftables" in line for line in predicted["unseen"])
+    assert "nft is not installed" in host.module(firewall="nftables")["msg"]
+    assert items(host.module(firewall="auto"))
+    assert items(host.module(check=True, firewall="iptables")) == []
+
+
+def test_a_kernel_without_the_socket_expression_is_named(host: Host) -> None:
+    """nft as it is, but for what the kernel says where it lacks the expression."""
+    host.sh(
+        'printf \'#!/bin/sh\\nif [ "$1" = -f ]; then text=$(cat); case $text in *"socket transparent"*)'
+        ' echo "/dev/stdin:1:1-9: Error: Could not process rule: No such file or directory" >&2; exit 1 ;; esac;'
+        ' echo "$text" | /usr/sbin/nft -f -; else exec /usr/sbin/nft "$@"; fi\\n\' >/usr/local/sbin/nft;'
+        " chmod +x /usr/local/sbin/nft"
+    )
+    before = host.state()
+    for check in (True, False):
+        refusal = host.module(check=check, firewall="nftables")
+        assert refusal.get("missing") == "NFT_SOCKET and NF_SOCKET_IPV4", refusal
+        assert "CONFIG_NFT_SOCKET and NF_SOCKET_IPV4" in refusal["msg"]
+    assert host.state() == before
+
+
+def test_the_classic_recipe_can_be_had_to_the_letter(host: Host) -> None:
+    """Its mangle table, rule and route as it was written down, but for the comment that says whose they are."""
+    host.module(
+        families=["ipv4"],
+        mask="0xffffffff",
+        socket_match="any",
+        icmp=False,
+        guard_rule=False,
+        rule_protocol="boot",
+        position="last",
+        rule_priority=32764,
+        send_redirects=True,
+    )
+    saved = host.sh("iptables-save -t mangle").replace(f" {COMMENT}", "")
+    assert re.findall("^-.*", saved, re.MULTILINE) == [
+        "-A PREROUTING -p tcp -m socket -j DIVERT",
+        "-A DIVERT -j MARK --set-xmark 0x1/0xffffffff",
+        "-A DIVERT -j ACCEPT",
+    ]
+    ours = host.sh("ip rule; ip route show table 100")
+    for key in ("forwarding", "send_redirects"):
+        assert host.sh(f"cat /proc/sys/net/ipv4/conf/all/{key}") == "1\n"
+    host.module(state="absent")
+    # The priority is the one that the kernel gives to a first rule without one.
+    host.sh("ip rule add fwmark 1 lookup 100; ip route add local 0.0.0.0/0 dev lo table 100")
+    theirs = host.sh("ip rule; ip route show table 100")
+    assert theirs == ours.replace("haproxy_tproxy", "100").replace(" proto boot", "")
+
+
 @pytest.mark.parametrize("name", CONFLICTS)
-def test_refused_before_any_change(host: Host, name: str, check: bool) -> None:
+def test_refused_before_any_change(host: Host, name: str) -> None:
     script, options, option, found = CONFLICTS[name]
     host.sh(script)
     before = host.state()
-    refusal = host.module(check=check, **options)
-    assert refusal.get("option") == option, refusal
-    assert found in refusal["msg"]
+    for refusal in host.modules(
+        ("tproxy_rules", {**options, "check": True}), ("tproxy_rules", options)
+    ):
+        assert refusal.get("option") == option, refusal
+        assert found in refusal["msg"]
     assert host.state() == before
 
 
@@ -320,6 +567,26 @@ def test_without_rights_it_says_so(host: Host) -> None:
     assert "not permitted" in answer["msg"] or "Permission denied" in answer["msg"]
 
 
+def test_the_loader_of_nft_copes_with_whatever_it_finds(host: Host) -> None:
+    options: dict[str, t.Any] = {"firewall": "nftables", "interfaces": ["back"]}
+    host.module(**options)
+    wanted = host.sh("nft list ruleset")
+    for script in (
+        "tproxy-host start; tproxy-host start",
+        "tproxy-host stop; tproxy-host stop; tproxy-host start",
+        "nft flush ruleset; tproxy-host start",
+        "nft flush ruleset; tproxy-host stop; tproxy-host start",
+        "nft add rule inet haproxy_tproxy DIVERT drop; tproxy-host start",
+        "ip link del back; tproxy-host stop; tproxy-host start; ip link add back type veth peer name back-end; ip link set back up;"
+        "echo 0 >/proc/sys/net/ipv4/conf/back/send_redirects; echo 1 >/proc/sys/net/ipv4/conf/back/forwarding",
+    ):
+        host.sh(script)
+        assert items(host.module(check=True, **options)) == [], script
+        assert host.sh("nft list ruleset") == wanted
+    host.sh("tproxy-host stop")
+    assert host.sh("nft list ruleset") == ""
+
+
 def test_the_loader_copes_with_whatever_it_finds(host: Host) -> None:
     host.module(interfaces=["back"])
     wanted = host.state()
@@ -347,12 +614,15 @@ def test_the_units_are_understood_by_systemd(host: Host) -> None:
         "mkdir -p /var/alternate/etc/systemd/system; cp /etc/systemd/system/tproxy-host.service /var/alternate/etc/systemd/system;"
         "systemctl --root=/var/alternate enable tproxy-host"
     )
-    for flusher in ("nftables", "netfilter-persistent", "firewalld"):
-        link = f"/var/alternate/etc/systemd/system/{flusher}.service.wants/tproxy-host.service"
+    for wanting in ("multi-user.target", "haproxy.service"):
+        link = f"/var/alternate/etc/systemd/system/{wanting}.wants/tproxy-host.service"
         assert host.sh(f"readlink {link}").endswith("/etc/systemd/system/tproxy-host.service\n")
-        unit = host.sh("cat /etc/systemd/system/tproxy-host.service")
-        for setting in ("After", "PartOf", "ReloadPropagatedFrom"):
-            assert re.search(rf"^{setting}=.*\b{flusher}\.service", unit, re.MULTILINE)
+    unit = host.sh("cat /etc/systemd/system/tproxy-host.service")
+    for flusher in ("nftables", "netfilter-persistent", "firewalld"):
+        assert re.search(rf"^After=.*\b{flusher}\.service", unit, re.MULTILINE)
+        drop_in = host.sh(f"cat /etc/systemd/system/{flusher}.service.d/tproxy-host.conf")
+        for setting in ("ExecStartPost", "ExecStopPost"):
+            assert f"{setting}=-/usr/local/sbin/tproxy-host restore\n" in drop_in
     for unit in ("tproxy-host", "tproxy-backend"):
         said = host.sh(f"systemd-analyze verify /etc/systemd/system/{unit}.service 2>&1")
         assert unit not in said

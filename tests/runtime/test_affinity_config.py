@@ -33,9 +33,14 @@ EVERYTHING: dict[str, t.Any] = {
             raw=["acl is_asp path_beg /asp"],
         ),
         {"name": "mail", "mode": "tcp", "binds": [{"port": 25}, {"address": "::", "port": 25}], "default_backend": "smtp"},
+        {"name": "passing", "mode": "tcp", "binds": [{"port": 3129, "transparent": True}], "default_backend": "wanted"},
         {"name": "dual", "binds": [{"address": "::", "port": 8000, "options": "v4v6"}], "default_backend": "app"},
     ],
     "backends": [
+        {
+            "name": "wanted", "mode": "tcp", "transparent": "clientip",
+            "servers": [{"name": "original", "address": "0.0.0.0"}],
+        },
         {
             **app("46"),
             "transparent": "clientip",

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the role has to see on the host: listening sockets, HAProxy's worker, server states.
+"""What the role has to see on the host: listening sockets, HAProxy's processes and unit, server states.
 
 Run as ``python haproxy_affinity_probe.py COMMAND JSON``; prints one JSON document.
 Only ``save`` writes, and only the file it is told. It judges nothing: that is done where it can be
@@ -11,10 +11,13 @@ tested without a host.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import pwd
 import socket
+import subprocess
 import sys
 import time
 import typing as t
@@ -22,6 +25,8 @@ import typing as t
 CALL_SECONDS = 5.0
 # Start times are in clock ticks, file times in kernel ticks: closer than this they cannot be told apart.
 CLOCK_SECONDS = 0.05
+# Workers that start so close to each other were started together (nbproc).
+TOGETHER_SECONDS = 0.05
 # "show servers state", version 1: 4 names, then the fields that a state file must have. What follows
 # (TLS, check address and port, agent) would override a changed configuration and is left out.
 STATE_FIELDS = 20
@@ -76,6 +81,10 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _listening() -> list[dict[str, t.Any]]:
+    return [entry for entry in _tcp() if entry["state"] == "0A"]  # TCP_LISTEN
+
+
+def _tcp() -> list[dict[str, t.Any]]:
     found = []
     for name, family, size in (("tcp", socket.AF_INET, 4), ("tcp6", socket.AF_INET6, 16)):
         try:
@@ -85,8 +94,6 @@ def _listening() -> list[dict[str, t.Any]]:
             continue
         for row in rows:
             fields = row.split()
-            if fields[3] != "0A":  # TCP_LISTEN
-                continue
             host, port = fields[1].split(":")
             # each 32-bit word is printed in the machine's byte order
             raw = b"".join(
@@ -98,6 +105,7 @@ def _listening() -> list[dict[str, t.Any]]:
                     "address": socket.inet_ntop(family, raw),
                     "port": int(port, 16),
                     "inode": fields[9],
+                    "state": fields[3],
                 }
             )
     return found
@@ -138,8 +146,12 @@ def _unit(pid: str) -> str:
 
 
 def _read(pid: str, name: str) -> str:
+    return _text(f"/proc/{pid}/{name}")
+
+
+def _text(path: str) -> str:
     try:
-        with open(f"/proc/{pid}/{name}", encoding="utf-8", errors="replace") as source:
+        with open(path, encoding="utf-8", errors="replace") as source:
             return source.read()
     except OSError:
         return ""
@@ -214,12 +226,17 @@ def _sockets(path: str) -> list[str]:
 
 def _started_before(pid: int, path: str) -> bool:
     try:
-        # field 22 of stat: start in clock ticks after boot; the name may hold blanks and parentheses
-        ticks = int(_read(str(pid), "stat").rsplit(")", 1)[1].split()[19])
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - _start(str(pid))
         return age > time.time() - os.stat(path).st_mtime + CLOCK_SECONDS
     except (OSError, IndexError, ValueError):
         return False
+
+
+def _start(pid: str) -> float:
+    """Return the seconds after boot at which a process started."""
+    # field 22 of stat, in clock ticks; the name may hold blanks and parentheses
+    ticks = int(_read(pid, "stat").rsplit(")", 1)[1].split()[19])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def wait(options: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -305,11 +322,161 @@ def _save(answer: str, options: dict[str, t.Any]) -> dict[str, t.Any]:
     return {"saved": saved, "error": ""}
 
 
+def unit(options: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Return how the unit starts HAProxy, empty if there is no such unit; C(environment_files) are the files' texts."""
+    seen = _show(options["unit"], "LoadState", "NeedDaemonReload", "ExecStart", "Environment")
+    if seen.get("LoadState") != "loaded":
+        return {}
+    texts = []
+    for name in _show(options["unit"], "EnvironmentFiles").get("EnvironmentFiles", "").splitlines():
+        # only what the command line uses: such files may hold secrets
+        text = _text(name.split(" (")[0])
+        used = [
+            line for line in text.splitlines() if line.split("=", 1)[0].strip() in seen["ExecStart"]
+        ]
+        texts.append("\n".join(line for line in used if line.strip()))
+    return dict(seen, environment_files=texts, drop_in=_text(options["drop_in"]))
+
+
+def _show(name: str, *properties: str) -> dict[str, str]:
+    """Return properties of a unit; one that is told in several lines keeps them."""
+    done = subprocess.run(
+        ["systemctl", "show", name, "--property=" + ",".join(properties)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    found: dict[str, str] = {}
+    for line in done.stdout.splitlines():
+        key, _separator, value = line.partition("=")
+        found[key] = f"{found[key]}\n{value}" if key in found else value
+    return found
+
+
+def rights(options: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Return the master and the workers of the unit, with their users, capabilities and connections.
+
+    With C(timeout), old workers get so many seconds to stop listening and, once idle, to end. C(main_pid) is the master where
+    no systemd says it.
+    """
+    deadline = time.monotonic() + options.get("timeout", 0)
+    while True:
+        seen = _processes(options)
+        leaving = [
+            each
+            for each in seen["workers"]
+            if not each["current"] and (each["listening"] or not each["connections"])
+        ]
+        if not leaving or time.monotonic() >= deadline:
+            return seen
+        time.sleep(0.2)
+
+
+def _processes(options: dict[str, t.Any]) -> dict[str, t.Any]:
+    answer: dict[str, t.Any] = {
+        "unit": options["unit"],
+        "wanted_uid": None,
+        "master": None,
+        "workers": [],
+    }
+    with contextlib.suppress(KeyError):
+        answer["wanted_uid"] = pwd.getpwnam(options["user"]).pw_uid
+    main = _main_pid(options)
+    if not main:
+        return answer
+    answer["master"] = _process(main)
+    sockets = {entry["inode"]: entry for entry in _tcp()}
+    workers = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if pid == main or not _is_worker(pid, main, options):
+            continue
+        seen = _process(pid)
+        if seen:
+            held = [sockets[inode] for inode in _inodes(pid) if inode in sockets]
+            workers.append(
+                dict(
+                    seen,
+                    listening=sorted(
+                        {
+                            f"{each['address']} port {each['port']}"
+                            for each in held
+                            if each["state"] == "0A"
+                        }
+                    ),
+                    # 07: neither connected nor listening
+                    connections=sum(each["state"] not in ("0A", "07") for each in held),
+                )
+            )
+    # The admin socket does not tell: where the old worker did not leave, it answers as well.
+    start = max((each["start"] for each in workers), default=0.0)
+    answer["workers"] = [
+        dict(each, current=each["start"] > start - TOGETHER_SECONDS) for each in workers
+    ]
+    return answer
+
+
+def _main_pid(options: dict[str, t.Any]) -> str:
+    pid = str(options.get("main_pid") or _show(options["unit"], "MainPID").get("MainPID", "0"))
+    return "" if pid == "0" else pid
+
+
+def _is_worker(pid: str, main: str, options: dict[str, t.Any]) -> bool:
+    """A process of HAProxy's program in the unit, or the master's child; no check or program that it started."""
+    try:
+        program = os.path.basename(os.readlink(f"/proc/{pid}/exe")).split(" ")[0]
+        if program != os.path.basename(os.readlink(f"/proc/{main}/exe")).split(" ")[0]:
+            return False
+    except OSError:
+        return False
+    # One whose master has died is in the control group still. Its whole path counts: a container's unit has the same name.
+    return _status(pid).get("PPid") == main or (
+        "main_pid" not in options and _read(pid, "cgroup") == _read(main, "cgroup")
+    )
+
+
+def _status(pid: str) -> dict[str, str]:
+    return {
+        key: value.strip()
+        for key, _separator, value in (
+            line.partition(":") for line in _read(pid, "status").splitlines()
+        )
+    }
+
+
+def _process(pid: str) -> dict[str, t.Any] | None:
+    status = _status(pid)
+    try:
+        return {
+            "pid": int(pid),
+            "uid": int(status["Uid"].split()[1]),
+            "effective": int(status["CapEff"], 16),
+            "bounding": int(status["CapBnd"], 16),
+            "ambient": int(status["CapAmb"], 16),
+            "start": _start(pid),
+        }
+    except (LookupError, ValueError):  # gone meanwhile
+        return None
+
+
+def _inodes(pid: str) -> list[str]:
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"/proc/{pid}/fd/{entry}")
+                if target.startswith("socket:["):
+                    found.append(target[8:-1])
+    return found
+
+
 COMMANDS: dict[str, t.Callable[[t.Any], t.Any]] = {
     "listeners": listeners,
     "worker": worker,
     "wait": wait,
     "save": save,
+    "unit": unit,
+    "rights": rights,
 }
 
 if __name__ == "__main__":

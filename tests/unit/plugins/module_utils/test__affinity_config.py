@@ -51,7 +51,7 @@ def rights(version: tuple[int, int], **variables: t.Any) -> list[str]:
 
 @pytest.mark.parametrize("version", [(2, 2), (2, 6), (2, 9)])
 def test_old_versions_stay_root_when_transparent(version: tuple[int, int]) -> None:
-    assert rights(version) == []
+    assert rights(version) == ["user root", "group root"]
 
 
 @pytest.mark.parametrize("version", [(3, 0), (3, 4)])
@@ -74,8 +74,9 @@ def test_another_account_cannot_be_transparent_on_old_versions() -> None:
     made = plan((2, 6), **variables)
     assert made.sections == []
     assert made.problems == [
-        "haproxy_affinity_global.user is 'proxy', but HAProxy 2.6 with a transparent backend runs as root"
-        " only; remove user or install HAProxy 3.0 or newer."
+        "haproxy_affinity_global.user is 'proxy', but HAProxy 2.6 with a transparent backend is to run as root:"
+        " ambient capabilities cannot be had, because the service is not there; remove user, change that, or"
+        " install HAProxy 3.0 or newer."
     ]
 
 
@@ -84,8 +85,83 @@ def test_no_version_no_sections() -> None:
     assert made.sections == []
     assert made.problems == []
     assert made.binds == [
-        {"address": "0.0.0.0", "port": 80, "where": "haproxy_affinity_frontends[0].binds[0]"}
+        {
+            "address": "0.0.0.0",
+            "port": 80,
+            "where": "haproxy_affinity_frontends[0].binds[0]",
+            "transparent": False,
+        }
     ]
+
+
+INTERCEPTION: dict[str, t.Any] = {
+    "frontends": [
+        {
+            "name": "passing",
+            "mode": "tcp",
+            "binds": [
+                {"port": 3129, "transparent": True},
+                {"address": "::", "port": 3129, "transparent": True, "options": "transparent"},
+            ],
+            "default_backend": "wanted",
+        }
+    ],
+    "backends": [
+        {
+            "name": "wanted",
+            "mode": "tcp",
+            "transparent": "clientip",
+            "servers": [{"name": "original", "address": "0.0.0.0", "address_ipv6": "::"}],
+        }
+    ],
+}
+LOOP = "tcp-request content reject if { dst_is_local }"
+
+
+def test_interception() -> None:
+    """What comes in for any address goes on to that address, but never to HAProxy itself."""
+    made = plan(**INTERCEPTION)
+    front = lines(made, "frontend passing")
+    assert "bind 0.0.0.0:3129 transparent" in front
+    assert "bind [::]:3129 v6only transparent" in front
+    for name, address in (("wanted", "0.0.0.0"), ("wanted_ipv6", "[::]")):
+        section = lines(made, f"backend {name}")
+        assert LOOP in section
+        assert f"server original {address} id 1 no-check" in section
+    assert [bind["transparent"] for bind in made.binds] == [True, True]
+    assert LOOP not in lines(plan(), "backend app")
+
+
+def test_a_port_for_whatever_address_was_wanted() -> None:
+    backends = [{**INTERCEPTION["backends"][0], "server_defaults": {"port": 8080}}]
+    section = lines(plan(**{**INTERCEPTION, "backends": backends}), "backend wanted")
+    assert "server original 0.0.0.0:8080 id 1 no-check" in section
+
+
+@pytest.mark.parametrize(
+    ("server", "problem"),
+    [
+        ({"check": True}, "servers[0].check is true, but 0.0.0.0 is no host that could be checked"),
+        (
+            {"address_ipv6": "fd00::1"},
+            "servers[0].address is '0.0.0.0' and address_ipv6 'fd00::1'; 0.0.0.0 and :: are the address",
+        ),
+        ({"address": "10.0.0.1", "address_ipv6": None}, "servers[0].port is missing"),
+    ],
+)
+def test_interception_refused(server: dict[str, t.Any], problem: str) -> None:
+    made = plan(
+        **{
+            **INTERCEPTION,
+            "backends": [
+                {
+                    **INTERCEPTION["backends"][0],
+                    "servers": [{**INTERCEPTION["backends"][0]["servers"][0], **server}],
+                }
+            ],
+        }
+    )
+    assert any(problem in text for text in made.problems), made.problems
 
 
 def test_log_follows_the_host() -> None:

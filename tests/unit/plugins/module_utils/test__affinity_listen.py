@@ -58,7 +58,8 @@ def test_unseen_owner() -> None:
 
 
 def test_absent_addresses() -> None:
-    (sentence,) = missing_addresses([seen("free"), seen("absent", address="fd00::1")])
+    foreign = {**seen("absent"), "transparent": True}
+    (sentence,) = missing_addresses([seen("free"), foreign, seen("absent", address="fd00::1")])
     assert "[fd00::1]:80 cannot be bound now" in sentence
 
 

@@ -40,6 +40,13 @@ OPTIONS: dict[str, t.Any] = {
         ("families", [], "at least one"),
         ("families", ["ipv4", "ipv5"], "'ipv5'"),
         ("firewall", "pf", "'pf'"),
+        ("nft_table", "", "cannot be the name"),
+        ("nft_table", "7x", "cannot be the name"),
+        ("nft_table", "a{}", "cannot be the name"),
+        ("nft_table", "x" * 65, "cannot be the name"),
+        ("position", "middle", "'middle' is none of first, last"),
+        ("socket_match", "wildcard", "'wildcard' is none of transparent, any"),
+        ("rule_protocol", "zebra", "'zebra' is none of kernel, boot, static"),
         ("mark", "one", "'one' is not a 32-bit number"),
         ("mark", "0x100000000", "not a 32-bit number"),
         ("mark", "-1", "not a 32-bit number"),
@@ -88,6 +95,17 @@ def test_refused_with_the_options_name(option: str, value: t.Any, said: str) -> 
 def test_marks_are_32_bit_numbers_in_any_notation() -> None:
     for text in ("256", "0x100", " 0x0100 ", 256):
         assert Desired.from_options({**OPTIONS, "mark": text, "mask": "0xffffffff"}).mark == 256
+
+
+def test_a_chain_of_nft_begins_with_a_letter() -> None:
+    for firewall in ("nftables", "auto"):
+        with pytest.raises(InputError, match=r"^chain: '_x': nft wants a letter"):
+            Desired.from_options({**OPTIONS, "firewall": firewall, "chain": "_x"})
+    assert Desired.from_options({**OPTIONS, "chain": "_x"}).chain == "_x"
+
+
+def test_what_is_not_given_is_the_default() -> None:
+    assert Desired.from_options({}) == Desired.from_options(OPTIONS) == Desired()
 
 
 def test_order_and_repetition_of_families_and_interfaces_do_not_matter() -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import typing as t
@@ -24,7 +25,12 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     Desired,
     FilterRule,
     FilterTable,
+    Intercept,
     IpRule,
+    MarkChange,
+    NftChain,
+    NftRule,
+    NftTable,
     Plan,
     Record,
     Route,
@@ -47,17 +53,36 @@ class Kernel:
 
     def apply(self, plan: Plan) -> Snapshot:
         now = self.snapshot
-        firewall = {family: dict(tables) for family, tables in now.firewall.items()}
-        for family, text in plan.firewall.items():
-            tables = firewall.setdefault(family, {})
-            tables["mangle"] = restored(tables.get("mangle", FilterTable(BUILTIN_CHAINS)), text)
+        variants = {
+            variant: {family: dict(tables) for family, tables in families.items()}
+            for variant, families in now.variants.items()
+        }
+        tables = list(now.nft)
+        assert [step.adds for step in plan.firewall] == sorted(
+            (step.adds for step in plan.firewall), reverse=True
+        ), "something was taken away before its successor was there"
+        for step in plan.firewall:
+            if step.program == "nft":
+                tables = loaded(tables, step.text)
+                continue
+            variant, family = next(
+                (variant, family)
+                for variant in variants
+                for family in FAMILIES
+                if step.program == render.program(variant, family, "-restore")
+            )
+            content = variants[variant].setdefault(family, {})
+            content["mangle"] = restored(
+                content.get("mangle", FilterTable(BUILTIN_CHAINS)), step.text
+            )
         for family in plan.drop_tables:
-            mangle = firewall.get(family, {}).get("mangle")
+            content = variants["iptables"].get(family, {})
+            mangle = content.get("mangle")
             if mangle and not mangle.rules and set(mangle.chains) <= set(BUILTIN_CHAINS):
-                del firewall[family]["mangle"]
+                del content["mangle"]
         rules = {family: list(entries) for family, entries in now.rules.items()}
         routes = {family: dict(tables) for family, tables in now.routes.items()}
-        for family, lines in plan.ip.items():
+        for family, lines in (*plan.ip.items(), *plan.ip_after.items()):
             for line in lines:
                 self.routing(
                     rules.setdefault(family, []), routes.setdefault(family, {}), family, line
@@ -67,7 +92,9 @@ class Kernel:
             files[render.RECORD] = plan.record
         return replace(
             now,
-            firewall=firewall,
+            firewall=variants.pop(now.variant),
+            other_variants=variants,
+            nft=tuple(tables),
             rules={family: tuple(entries) for family, entries in rules.items()},
             routes=routes,
             sysctls=self.sysctls(plan),
@@ -106,7 +133,8 @@ class Kernel:
             if not (entry.type == "local" and entry.metric == metric)
         ]
         if verb == "replace":
-            others.append(Route("local", "default", "lo", metric=metric))
+            protocol = PROTOCOLS[words[words.index("proto") + 1]]
+            others.append(Route("local", "default", "lo", protocol=protocol, metric=metric))
         else:
             assert len(others) < len(routes.get(table, ())), f"No such process: {line}"
         routes[table] = tuple(others)
@@ -169,7 +197,7 @@ def restored(table: FilterTable, text: str) -> FilterTable:
         elif verb in ("-A", "-I"):
             at = int(rest.pop(0)) if verb == "-I" else len(rules) + 1
             rule = FilterRule(chain, tuple(rest))
-            assert rule.target in (*chains, "ACCEPT", "MARK"), line
+            assert rule.target in (*chains, "ACCEPT", "MARK", "TPROXY"), line
             inside = [entry for entry in rules if entry.chain == chain]
             assert verb == "-A" or at <= len(inside) + 1, f"Index of insertion too big: {line}"
             inside.insert(at - 1, rule)
@@ -177,6 +205,43 @@ def restored(table: FilterTable, text: str) -> FilterTable:
         else:
             raise AssertionError(line)
     return FilterTable(tuple(chains), tuple(rules))
+
+
+def loaded(tables: list[NftTable], text: str) -> list[NftTable]:
+    """`nft -f` of the few statements that this collection uses."""
+    lines = [line.strip() for line in text.splitlines()]
+    index = 0
+    while index < len(lines):
+        delete, name, block = t.cast(
+            "re.Match[str]", re.fullmatch(r"(delete )?table inet (\S+)( {)?", lines[index])
+        ).groups()
+        known = [table for table in tables if (table.family, table.name) == ("inet", name)]
+        index += 1
+        if delete:
+            assert known, f"No such file or directory: {name}"
+            tables = [table for table in tables if table not in known]
+        elif not block:
+            tables = tables if known else [*tables, NftTable("inet", name)]
+        else:
+            assert not known, "added to what is there already"
+            chain = lines[index].split()[1]
+            hook = re.fullmatch(
+                r"type (\S+) hook (\S+) priority (-?\d+); policy (\S+);", lines[index + 1]
+            )
+            assert hook is not None
+            end = lines.index("}", index)
+            rules = [
+                NftRule(chain, (match[1],), comment=match[2])
+                for match in (
+                    t.cast("re.Match[str]", re.fullmatch(r'(.*) comment "(.*)"', line))
+                    for line in lines[index + 2 : end]
+                )
+            ]
+            base = NftChain(chain, hook[2], int(hook[3]), hook[1], hook[4])
+            assert lines[end + 1] == "}"
+            index = end + 2
+            tables.append(NftTable("inet", name, (base,), tuple(rules)))
+    return tables
 
 
 # Hosts and wishes
@@ -190,6 +255,14 @@ FOREIGN_RULES = [
         "-A OUTPUT -p tcp -j CONNMARK --save-mark",
     )
 ]
+FOREIGN_TABLES = (
+    NftTable(
+        "inet",
+        "theirs",
+        (NftChain("prerouting", "prerouting", -160),),
+        (NftRule("prerouting", ("meta mark set 0x4000",), marks=(MarkChange("meta", 0x4000, 0),)),),
+    ),
+)
 FOREIGN_IP_RULES = [
     IpRule(0, 255),
     IpRule(50, 300, source="203.0.113.9", protocol=0),
@@ -211,6 +284,8 @@ def fresh(*, lived_in: bool = False, forwarding: str = "0") -> Snapshot:
     mangle = FilterTable((*BUILTIN_CHAINS, "THEIRS"), tuple(FOREIGN_RULES))
     return Snapshot(
         firewall={family: {"mangle": mangle} if lived_in else {} for family in FAMILIES},
+        other_variants={"iptables-legacy": {"ipv6": {"mangle": mangle}} if lived_in else {}},
+        nft=FOREIGN_TABLES if lived_in else (),
         rules={family: tuple(FOREIGN_IP_RULES) if lived_in else () for family in FAMILIES},
         routes={family: {} for family in FAMILIES},
         sysctls=sysctls,
@@ -231,17 +306,35 @@ wishes = st.builds(
     rule_priority=st.sampled_from([1, 100, 7000]),
     chain=st.sampled_from(["DIVERT", "TO_HAPROXY"]),
     interfaces=st.sampled_from([(), ("back",), ("front", "back")]),
+    intercepts=st.sampled_from(
+        [
+            (),
+            (Intercept(("80", "8000:8010"), 3129),),
+            (
+                Intercept(("80",), 3129, ("ipv4",), sources=("10.0.0.0/8",), interfaces=("front",)),
+                Intercept(("80", "443"), 3130, interfaces=("front", "back")),
+            ),
+        ]
+    ),
     forwarding=st.sampled_from([None, True, False]),
     send_redirects=st.sampled_from([None, True, False]),
     sysctls=st.sampled_from([(), (("net/ipv4/tcp_mtu_probing", "1"),)]),
+    firewall=st.sampled_from(["iptables", "iptables-legacy", "nftables"]),
+    nft_table=st.sampled_from(["haproxy_tproxy", "another"]),
+    socket_match=st.sampled_from(["transparent", "any"]),
+    icmp=st.booleans(),
+    guard_rule=st.booleans(),
+    rule_protocol=st.sampled_from(["kernel", "static"]),
+    position=st.sampled_from(["first", "last"]),
 )
 
 
 def visible(snapshot: Snapshot) -> t.Any:
     """What anybody can see of a host. A table or chain table without content is as good as none."""
     chains = {
-        (family, name, chain): table.in_chain(chain)
-        for family, tables in snapshot.firewall.items()
+        (variant, family, name, chain): table.in_chain(chain)
+        for variant, families in snapshot.variants.items()
+        for family, tables in families.items()
         for name, table in tables.items()
         for chain in table.chains
         if chain not in BUILTIN_CHAINS or table.in_chain(chain)
@@ -257,11 +350,32 @@ def visible(snapshot: Snapshot) -> t.Any:
     rules = {
         family: sorted(entries, key=lambda rule: rule.priority) for family, entries in rules.items()
     }
-    return chains, rules, routes, snapshot.sysctls, snapshot.files
+    tables = [(str(table), table.chains, [*map(str, table.rules)]) for table in snapshot.nft]
+    return (chains, sorted(tables, key=str)), rules, routes, snapshot.sysctls, snapshot.files
+
+
+def seen(snapshot: Snapshot, desired: Desired | None) -> Snapshot:
+    """As Host.read() looks at the kernel: the chosen variant apart from the other."""
+    variant = desired.firewall if desired and desired.firewall != "nftables" else "iptables"
+    others = snapshot.variants
+    return replace(snapshot, variant=variant, firewall=others.pop(variant), other_variants=others)
 
 
 def carry_out(snapshot: Snapshot, desired: Desired | None) -> Snapshot:
-    return Kernel(snapshot).apply(plan_host(snapshot, desired))
+    host = seen(snapshot, desired)
+    return Kernel(host).apply(plan_host(host, desired))
+
+
+def in_place(snapshot: Snapshot, desired: Desired, family: str) -> bool:
+    """Whether the family's rules are where they belong."""
+    if desired.firewall == "nftables":
+        (table,) = [table for table in snapshot.nft if table.name == desired.nft_table]
+        return [*map(str, table.rules)] == [*map(str, render.nft_table(desired).rules)]
+    inside = snapshot.firewall[family]["mangle"].in_chain("PREROUTING")
+    jumps = render.jumps(desired, family)
+    return jumps == (
+        inside[: len(jumps)] if desired.position == "first" else inside[len(inside) - len(jumps) :]
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -270,8 +384,7 @@ def test_a_plan_leaves_nothing_to_plan(snapshot: Snapshot, desired: Desired) -> 
     after = carry_out(snapshot, desired)
     assert plan_host(after, desired).changes == ()
     for family in desired.families:
-        top = after.firewall[family]["mangle"].in_chain("PREROUTING")
-        assert top[: len(render.jumps(desired, family))] == render.jumps(desired, family)
+        assert in_place(after, desired, family)
 
 
 @settings(max_examples=60, deadline=None)
@@ -329,9 +442,25 @@ def damaged(draw: st.DrawFn) -> tuple[Snapshot, Desired]:
     routes = {
         family: tables if draw(st.booleans()) else {} for family, tables in now.routes.items()
     }
+    tables = []
+    for table in now.nft:
+        if table.name == desired.nft_table:
+            inside = draw(st.permutations(table.rules))[draw(st.integers(0, 2)) :]
+            stranger = NftRule(desired.chain, ("accept",))
+            # A table with nothing but a stranger's rules is a stranger's.
+            added = draw(st.sampled_from([(), (stranger,) if inside else (), tuple(inside[:1])]))
+            table = replace(table, rules=(*inside, *added))
+        if table.name != desired.nft_table or draw(st.booleans()):
+            tables.append(table)
     files[render.RECORD] = now.files[render.RECORD]
     return replace(
-        now, firewall=firewall, rules=rules, routes=routes, files=files, sysctls=sysctls
+        now,
+        firewall=firewall,
+        nft=tuple(tables),
+        rules=rules,
+        routes=routes,
+        files=files,
+        sysctls=sysctls,
     ), desired
 
 
@@ -345,8 +474,7 @@ def test_any_damage_is_repaired_and_the_rules_of_others_keep_their_order(
     after = Kernel(snapshot).apply(plan)
     assert plan_host(after, desired).changes == ()
     for family in desired.families:
-        top = after.firewall[family]["mangle"].in_chain("PREROUTING")
-        assert top[: len(render.jumps(desired, family))] == render.jumps(desired, family)
+        assert in_place(after, desired, family)
     for family in FAMILIES:
         before_rules, after_rules = (
             [
@@ -366,16 +494,23 @@ def test_any_damage_is_repaired_and_the_rules_of_others_keep_their_order(
 @settings(max_examples=50, deadline=None)
 @given(wishes)
 def test_the_boot_files_are_the_plan_from_nothing(desired: Desired) -> None:
-    plan = plan_host(fresh(), desired)
+    plan = plan_host(seen(fresh(), desired), desired)
+    steps = {step.program: step.text for step in plan.firewall}
+    if desired.firewall == "nftables":
+        assert plan.files[render.NFT] == f"{render.HEADER}\n{steps.pop('nft')}"
     for family in desired.families:
-        boot = plan.files[render.FIREWALL[family]]
-        assert boot == f"{render.HEADER}\n{plan.firewall[family]}"
+        if desired.firewall != "nftables":
+            program = render.program(desired.firewall, family)
+            lines = (plan.files[render.FIREWALL[family]] or "").splitlines()
+            assert lines[:2] == [render.HEADER, f"# Program: {program}"]
+            assert lines[2:] == steps.pop(f"{program}-restore").splitlines()
         assert (
             plan.files[render.ROUTING[family]]
             == "\n".join([render.HEADER, *plan.ip[family]]) + "\n"
         )
+    assert not steps
+    assert not plan.ip_after
     for family in set(FAMILIES) - set(desired.families):
-        assert family not in plan.firewall
         assert family not in plan.ip
 
 
