@@ -521,7 +521,12 @@ def _refuse_nft_marks(snapshot: Snapshot, desired: Desired) -> None:
 
 
 def _elsewhere(rule: NftRule, interfaces: t.Sequence[str]) -> bool:
-    """Whether the rule is for other interfaces than ours."""
+    """Whether the rule is for other interfaces than ours, or for UDP alone, as wg-quick's are."""
+    if any(
+        word.startswith("udp ") or word in ("meta l4proto udp", "ip protocol udp")
+        for word in rule.words
+    ):
+        return True
     bound = [word for word in rule.words if word.startswith(("iifname ", "iif "))]
     return bool(
         interfaces

@@ -508,6 +508,7 @@ def test_the_classic_recipe_can_be_had_to_the_letter(host: Host) -> None:
     host.module(state="absent")
     # The priority is the one that the kernel gives to a first rule without one.
     host.sh("ip rule add fwmark 1 lookup 100; ip route add local 0.0.0.0/0 dev lo table 100")
+    assert ours.count("proto boot") == 1
     theirs = host.sh("ip rule; ip route show table 100")
     assert theirs == ours.replace("haproxy_tproxy", "100").replace(" proto boot", "")
 

@@ -53,13 +53,13 @@ class Breakage:
 def service(setting: str) -> str:
     return (
         "mkdir -p /etc/systemd/system/haproxy.service.d; printf '[Service]\\n%s\\n' "
-        f"'{setting}' >/etc/systemd/system/haproxy.service.d/90-broken.conf;"
+        f"'{setting}' >/etc/systemd/system/haproxy.service.d/zz-broken.conf;"
         " systemctl daemon-reload; systemctl restart haproxy"
     )
 
 
 UNSERVICE = (
-    "rm /etc/systemd/system/haproxy.service.d/90-broken.conf;"
+    "rm /etc/systemd/system/haproxy.service.d/zz-broken.conf;"
     " systemctl daemon-reload; systemctl restart haproxy"
 )
 
@@ -171,7 +171,7 @@ ROUNDS: dict[str, dict[str, Breakage]] = {
     },
     "no right; configuration without usesrc; HAProxy without TPROXY": {
         "debian11": Breakage(
-            service("CapabilityBoundingSet=~CAP_NET_RAW CAP_NET_ADMIN"),
+            service("AmbientCapabilities=\\nAmbientCapabilities=CAP_NET_BIND_SERVICE"),
             ("worker_capability",),
             mend=UNSERVICE,
         ),

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
+from beside import on_each, role, succeeds, transparent
 from lab import FULL, TPROXY_HOSTS, Lab
 from real_neighbours import NEIGHBOURS, Neighbour
 
-FAMILIES = {"ipv4": "10.99.1.11", "ipv6": "fd00:99:1::11"}
 # Of their host variables: the one with a table of its own, and the one with a guard.
 NFT, GUARDED = "debian12", "debian13"
 ROUNDS = [
@@ -35,23 +34,6 @@ if FULL:
     ]
 # A SYN that met no rule is sent again after one second, the next one after two more; and machines are busy.
 LONGEST = 8.0
-ROLE = {"ansible.builtin.include_role": {"name": "clearproxy.haproxy.tproxy_host"}}
-
-
-def transparent(lab: Lab, host: str) -> bool:
-    """Both families, in one command."""
-    ask = "ip netns exec client curl -gsSf --max-time 3 http://10.99.1.2/ http://[fd00:99:1::2]/"
-    return bool(lab.host(host).run(ask).stdout.split() == list(FAMILIES.values()))
-
-
-def on_each(hosts: Iterable[str], do: Callable[[str], Any]) -> dict[str, Any]:
-    """At once: most of the time goes by in waiting."""
-    with ThreadPoolExecutor(len(TPROXY_HOSTS)) as pool:
-        return dict(zip(hosts, pool.map(do, hosts)))
-
-
-def succeeds(lab: Lab, host: str, command: str) -> bool:
-    return bool(lab.host(host).run(command).rc == 0)
 
 
 def install(lab: Lab, host: str, neighbour: Neighbour) -> None:
@@ -139,14 +121,13 @@ def test_whatever_it_is_told_traffic_goes_on(lab: Lab, beside: dict[str, Neighbo
 
 def test_what_systemd_is_not_told_the_guard_repairs(lab: Lab, beside: dict[str, Neighbour]) -> None:
     for command in beside[GUARDED].silent:
-        lab.run(GUARDED, command)
-        assert not transparent(lab, GUARDED), (
-            "the guard was quicker than the test: it shows nothing"
-        )
+        # Now and then the guard is quicker than this look.
+        gone = f"{command}; tproxy-host check >/dev/null; [ $? = 1 ]"
+        lab.wait(partial(succeeds, lab, GUARDED, gone), "the command to remove anything of ours")
         lab.wait(partial(transparent, lab, GUARDED), "the guard", seconds=10)
 
 
-OURS = re.compile(r"clearproxy-tproxy-host|DIVERT|haproxy_tproxy")
+OURS = re.compile(r"clearproxy-tproxy-host|DIVERT|haproxy_tproxy|fwmark 0x1/0x1 iif lo")
 IPTABLES = re.compile(r"table ip6? (filter|nat|mangle|raw|security) {")
 
 
@@ -169,24 +150,18 @@ def rules_of_others(lab: Lab, host: str) -> list[str]:
     return "\n".join(sorted(blocks)).splitlines()
 
 
-def role(lab: Lab, state: str) -> None:
-    plays: list[dict[str, Any]] = [{"hosts": "tproxy_hosts", "tasks": [ROLE]}]
-    run = lab.play(plays, "-e", f"tproxy_host_state={state}")
-    assert run.code == 0, run.output
-
-
 def test_its_rules_stay_its_own(lab: Lab, beside: dict[str, Neighbour]) -> None:
     look = partial(rules_of_others, lab)
     before = on_each(beside, look)
     # Would a rule that is missing be seen?
-    assert all(len(rules) > 20 for rules in before.values())
+    assert all(len(rules) > 10 for rules in before.values())
 
     try:
-        role(lab, "absent")
+        role(lab, "-e", "tproxy_host_state=absent")
         assert on_each(beside, partial(transparent, lab)) == dict.fromkeys(beside, False)
         without = on_each(beside, look)
     finally:
-        role(lab, "present")
+        role(lab)
     assert on_each(beside, partial(transparent, lab)) == dict.fromkeys(beside, True)
     again = on_each(beside, look)
     for host in beside:
