@@ -90,6 +90,6 @@ def summary(checks: t.Sequence[Check]) -> dict[str, t.Any]:
     open_question = any(check.status == UNKNOWN and check.name in ESSENTIAL for check in checks)
     return {
         "checks": [check.as_dict() for check in checks],
-        "failed": list(failed),
+        "failed_checks": list(failed),
         "transparent": not failed and not open_question,
     }

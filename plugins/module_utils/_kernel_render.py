@@ -357,7 +357,7 @@ WantedBy=multi-user.target haproxy.service
 """
 
 
-def drop_in(unit: str, restore: str) -> str:
+def drop_in(unit: str, restore: str, header: str = HEADER) -> str:
     """Has a unit of FLUSHERS run a command of ours whenever it may have flushed, before systemd calls it done.
 
     A failure of ours is none of its own.
@@ -371,7 +371,7 @@ def drop_in(unit: str, restore: str) -> str:
     lines = [
         f"{setting}={command}" for setting in ("ExecStartPost", *reloads) for command in commands
     ]
-    return "\n".join([HEADER, "[Service]", *lines, f"ExecStopPost=-{restore}"]) + "\n"
+    return "\n".join([header, "[Service]", *lines, f"ExecStopPost=-{restore}"]) + "\n"
 
 
 def guard_unit_file() -> str:

@@ -14,7 +14,10 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     Route,
     sysctl_name,
 )
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_render import FLUSHERS
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_render import (
+    FLUSHERS,
+    drop_in,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_return_model import (
     Desired,
     Way,
@@ -32,7 +35,8 @@ TABLE_NAME = "/etc/iproute2/rt_tables.d/tproxy-backend.conf"
 LOADER = "/usr/local/sbin/tproxy-backend"
 UNIT_NAME = "tproxy-backend.service"
 UNIT = f"/etc/systemd/system/{UNIT_NAME}"
-FILES = (*BATCHES.values(), MARKS, SYSCTLS, TABLE_NAME, UNIT, LOADER)
+DROP_INS = {unit: f"/etc/systemd/system/{unit}.d/tproxy-backend.conf" for unit in FLUSHERS}
+FILES = (*BATCHES.values(), MARKS, SYSCTLS, TABLE_NAME, UNIT, *DROP_INS.values(), LOADER)
 RECORD = "/var/lib/tproxy-backend/state.json"
 
 NFT_TABLE = "inet tproxy_backend"
@@ -152,6 +156,8 @@ def files(desired: Desired, ways: t.Mapping[str, Way]) -> dict[str, str | None]:
     if desired.own_table:
         wanted[TABLE_NAME] = f"{HEADER}\n{desired.table} {desired.table_name}\n"
     wanted[UNIT] = _unit()
+    for unit, path in DROP_INS.items() if desired.marks else ():
+        wanted[path] = drop_in(unit, f"{LOADER} restore", HEADER)
     wanted[LOADER] = _loader()
     return wanted
 
@@ -165,9 +171,8 @@ Description=Return path through the transparent proxy
 Wants=network-online.target
 # After whatever sets routes of its own, or flushes the firewall.
 After=network.target network-online.target {managers} {flushers}
-# They take our routes or marks away when they are restarted. Wanted by them below, so that starting them brings these back.
-PartOf={managers} {flushers}
-ReloadPropagatedFrom={flushers}
+# They take our routes away when they are restarted. Wanted by them below, so that starting them brings these back.
+PartOf={managers}
 # An interface may get its address late, however late.
 StartLimitIntervalSec=0
 
@@ -180,7 +185,7 @@ Restart=on-failure
 RestartSec=2
 
 [Install]
-WantedBy=multi-user.target {managers} {flushers}
+WantedBy=multi-user.target {managers}
 """
 
 
@@ -190,9 +195,13 @@ def _loader() -> str:
 {HEADER}
 # tproxy-backend: load the files of {CONFIGURATION} and {SYSCTLS}; what is there already stays.
 # What fails does not keep the rest from being loaded.
+# tproxy-backend restore: the same, if the unit is active; for others' units, which flush.
 set -u
 export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 failed=0
+if [ "${{1-}}" = restore ]; then
+    systemctl --quiet is-active {UNIT_NAME} || exit 0
+fi
 
 load_routing() {{
     [ -e "$2" ] || return 0

@@ -23,7 +23,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
 
 def _own_rule(rule: IpRule, exact: Desired | None, recorded: Desired | None) -> bool:
     """Ours by all its fields; where the record says that we made such rules also by its meaning: our
-    mark to our table, in whatever detail it drifted.
+    mark to our table, in whatever detail it drifted, or our rule to another table.
     """
     if exact is not None and rule in render.ip_rules(exact):
         return True
@@ -32,7 +32,8 @@ def _own_rule(rule: IpRule, exact: Desired | None, recorded: Desired | None) -> 
     same_mark = rule.mark == recorded.mark and rule.mask == recorded.mask
     plain = not rule.inverted and rule.source == "all" and not rule.other
     guards = rule.table == TABLE_MAIN and rule.iif == "lo"
-    return same_mark and plain and (rule.table == recorded.table or guards)
+    retargeted = any(replace(rule, table=own.table) == own for own in render.ip_rules(recorded))
+    return same_mark and plain and (rule.table == recorded.table or guards or retargeted)
 
 
 def _own_routes(

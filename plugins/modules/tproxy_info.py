@@ -278,7 +278,7 @@ checks:
       description: What to do about it; empty unless the check failed.
       type: str
       sample: run tproxy_rules, or the role tproxy_host, again
-failed:
+failed_checks:
   description: The names of the checks that failed, each once.
   returned: success
   type: list

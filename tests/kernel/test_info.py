@@ -356,7 +356,7 @@ def test_each_breakage_has_its_name(site: Site, name: str) -> None:
         found = site.info(gather=GATHER)
         assert failed(found) == breakage.expected, bad(found)
         assert found["transparent"] == (not breakage.expected)
-        assert found["failed"] == list(dict.fromkeys(name for name, _ in breakage.expected))
+        assert found["failed_checks"] == list(dict.fromkeys(name for name, _ in breakage.expected))
         for check in found["checks"]:
             assert bool(check["remedy"]) == (check["status"] == "failed")
         broken_as_said(site, breakage.broken, breakage.masked)
@@ -404,11 +404,11 @@ def test_nothing_was_ever_set_up(tmp_path: Path) -> None:
     with contextlib.closing(Network(tmp_path)) as network:
         found = network.proxy.module("tproxy_info", haproxy="/nonexistent/haproxy", config=[PATH])
         assert not found["transparent"]
-        assert set(found["failed"]) >= {
+        assert set(found["failed_checks"]) >= {
             *("divert_chain", "divert_jump", "ip_rule", "guard_rule", "local_route"),
             *("haproxy_binary", "haproxy_running", "boot_files", "record", "unit_enabled"),
         }
-        assert "mark" not in found["failed"]
+        assert "mark" not in found["failed_checks"]
         assert failed(network.proxy.module("tproxy_info", gather=["kernel"])) == []
 
 
@@ -480,7 +480,7 @@ def test_wanted_options_instead_of_recorded_ones(site: Site) -> None:
     role = {"forwarding": True, "send_redirects": False}
     assert failed(site.info(gather=["rules"], rules=role)) == []
     found = site.info(gather=["rules"], rules={**role, "table": 4100})
-    assert {"local_route", "ip_rule"} <= set(found["failed"])
+    assert {"local_route", "ip_rule"} <= set(found["failed_checks"])
     answer = site.info(rules={"mark": "0"})
     assert answer["msg"].startswith("mark: ")
 

@@ -373,46 +373,6 @@ def test_who_overwrites_the_mark_after_us_is_refused_with_good_reason(
         assert network.works("ipv4")
 
 
-def test_networkd_removes_rules_that_are_not_the_kernels(tmp_path: Path) -> None:
-    """The real daemon, when it configures a link of its own."""
-    with contextlib.closing(Network(tmp_path)) as network:
-        network.server.module("tproxy_return_path", gateways=network.gateways)
-        for protocol, alive in (("kernel", True), ("static", False)):
-            network.proxy.module(rule_protocol=protocol)
-            assert network.works("ipv4")
-            network.proxy.sh(NETWORKD)
-            assert network.works("ipv4", expected=alive) == alive
-            lost = items(network.proxy.module(check=True, rule_protocol=protocol))
-            assert ("ipv4 rule 101" in lost) != alive
-            network.proxy.module()
-        assert network.works("ipv4")
-
-
-# Without udev: it waits for that unless /sys is read-only, as in a container.
-NETWORKD = """
-ip link del managed 2>/dev/null || :
-ip link add managed type dummy
-mkdir -p /etc/systemd/network
-printf '[Match]\nName=managed\n[Network]\nAddress=203.0.113.1/24\n' >/etc/systemd/network/managed.network
-mountpoint -q /run/systemd/netif || {
-    mount -t tmpfs none /run
-    install -d -o systemd-network /run/systemd /run/systemd/netif
-    mount -t tmpfs none /run/systemd/netif
-    chown systemd-network /run/systemd/netif
-    mount -t sysfs -o ro none /sys
-}
-/usr/lib/systemd/systemd-networkd >/dev/null 2>&1 &
-daemon=$!
-for _ in $(seq 50); do
-    ip address show managed | grep -q 203.0.113.1 && break
-    sleep 0.1
-done
-kill $daemon
-wait $daemon || :
-ip address show managed | grep -q 203.0.113.1
-"""
-
-
 def test_redirects_make_a_server_bypass_the_proxy(tmp_path: Path) -> None:
     """Router, proxy and server in one subnet: whatever the proxy forwards there may be answered by a redirect."""
     with contextlib.closing(OneArm(tmp_path)) as network:
@@ -441,7 +401,7 @@ class OneArm(Network):
     """The client's router is also a switch, to which proxy and server are connected."""
 
     def __init__(self, directory: Path) -> None:
-        self.hosts = []
+        self.hosts: list[Host] = []
         self.client, self.router, self.proxy, self.server = (
             self.host(name, directory) for name in ("client", "router", "proxy", "server")
         )

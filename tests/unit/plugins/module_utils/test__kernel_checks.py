@@ -196,7 +196,7 @@ def test_transparent(status: str, essential: bool, transparent: bool) -> None:
     name = "ip_rule" if essential else "unit_active"
     found = kinds.summary([kinds.Check("mark", "ok"), kinds.Check(name, status)])
     assert found["transparent"] is transparent
-    assert found["failed"] == ([name] if status == "failed" else [])
+    assert found["failed_checks"] == ([name] if status == "failed" else [])
 
 
 # Any survey of any snapshot.
@@ -337,4 +337,4 @@ def test_no_input_raises(survey: Survey, snapshot: Snapshot | Unseen, desired: D
         assert bool(check.remedy) == (check.status == "failed"), check
     answer = kinds.summary(found)
     assert answer["transparent"] in (True, False)
-    assert bool(answer["failed"]) <= (not answer["transparent"])
+    assert bool(answer["failed_checks"]) <= (not answer["transparent"])

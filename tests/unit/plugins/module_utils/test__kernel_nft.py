@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import typing as t
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,14 @@ def test_tables_of_others(tables: dict[str, NftTable]) -> None:
 
 
 def test_a_mark_from_elsewhere_may_be_anything() -> None:
-    for value in ({"meta": {"key": "iif"}}, {"map": {"data": "@named"}}, {"numgen": {}}, "x", None):
+    values: tuple[t.Any, ...] = (
+        {"meta": {"key": "iif"}},
+        {"map": {"data": "@named"}},
+        {"numgen": {}},
+        "x",
+        None,
+    )
+    for value in values:
         text = json.dumps({"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}})
         rule = f'{{"rule": {{"family": "ip", "table": "t", "chain": "c", "expr": [{text}]}}}}'
         (table,) = nft.ruleset(
