@@ -31,9 +31,7 @@ def on_each(hosts: Iterable[str], do: Callable[[str], Any]) -> dict[str, Any]:
         return dict(zip(hosts, pool.map(do, hosts)))
 
 
-def role(
-    lab: Lab, *arguments: str, hosts: str = "tproxy_hosts", tasks_from: str = "main"
-) -> Run:
+def role(lab: Lab, *arguments: str, hosts: str = "tproxy_hosts", tasks_from: str = "main") -> Run:
     task = {"name": "clearproxy.haproxy.tproxy_host", "tasks_from": tasks_from}
     plays: list[dict[str, Any]] = [
         {"hosts": hosts, "tasks": [{"ansible.builtin.include_role": task}]}

@@ -1088,12 +1088,10 @@ def _control(target: _Target, seconds: float) -> str:
             return "connected"
     except ConnectionRefusedError:
         return "refused"
-    except TimeoutError:
-        return "silent"
-    except socket.timeout:  # not a TimeoutError before Python 3.10
-        return "silent"
     except OSError as exc:
-        return exc.strerror or str(exc)
+        # socket.timeout is no TimeoutError before Python 3.10.
+        silent = isinstance(exc, (TimeoutError, socket.timeout))
+        return "silent" if silent else exc.strerror or str(exc)
 
 
 def _run(*argv: str) -> subprocess.CompletedProcess[str] | None:

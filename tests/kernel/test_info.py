@@ -356,7 +356,9 @@ def test_each_breakage_has_its_name(site: Site, name: str) -> None:
         found = site.info(gather=GATHER)
         assert failed(found) == breakage.expected, bad(found)
         assert found["transparent"] == (not breakage.expected)
-        assert found["failed_checks"] == list(dict.fromkeys(name for name, _ in breakage.expected))
+        assert found["failed_checks"] == list(
+            dict.fromkeys(name for name, _family in breakage.expected)
+        )
         for check in found["checks"]:
             assert bool(check["remedy"]) == (check["status"] == "failed")
         broken_as_said(site, breakage.broken, breakage.masked)

@@ -143,7 +143,8 @@ done
 ip rule add priority 100 from 10.9.77.0/24 lookup 52
 mkdir -p /etc/iproute2/rt_tables.d
 echo '52 vpn' >/etc/iproute2/rt_tables.d/vpn.conf
-nft 'add table inet others; add chain inet others c { type filter hook prerouting priority mangle; }; add rule inet others c meta mark 0x40 ct mark set meta mark'
+nft 'add table inet others; add chain inet others c { type filter hook prerouting priority mangle; }'
+nft 'add rule inet others c meta mark 0x40 ct mark set meta mark'
 iptables -t mangle -A PREROUTING -m mark --mark 0x40 -j CONNMARK --save-mark --mask 0x40
 echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter
 """

@@ -336,7 +336,9 @@ def test_an_old_worker_with_a_connection_may_stay(network: Network, proxy: Host)
             network.client.command(
                 "sh",
                 "-c",
-                f'exec python3 -c \'import socket, time; s = socket.create_connection(("10.9.1.2", {PORT})); s.send(b"x"); print(1, flush=True); time.sleep(60)\'',
+                "exec python3 -c 'import socket, time;"
+                f' s = socket.create_connection(("10.9.1.2", {PORT})); s.send(b"x");'
+                " print(1, flush=True); time.sleep(60)'",
             ),
             stdout=subprocess.PIPE,
             text=True,

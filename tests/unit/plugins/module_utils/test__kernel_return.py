@@ -109,7 +109,7 @@ def host(texts: list[str] | tuple[str, ...] = (), **found: t.Any) -> Snapshot:
 
 def parsed(text: str) -> Route:
     """A route of ours."""
-    kind, _, rest = text.partition(" ") if text.startswith("throw ") else ("unicast", "", text)
+    kind, _space, rest = text.partition(" ") if text.startswith("throw ") else ("unicast", "", text)
     words = rest.split()
     values = dict(zip(words[1::2], words[2::2]))
     protocols = {name: number for number, name in RTPROT_NAMES.items()}
@@ -126,7 +126,7 @@ def parsed(text: str) -> Route:
 def parsed_rule(text: str) -> IpRule:
     words = text.split()
     values = dict(zip(words[::2], words[1::2]))
-    mark, _, mask = values.get("fwmark", "/").partition("/")
+    mark, _slash, mask = values.get("fwmark", "/").partition("/")
     return IpRule(
         int(values["priority"]),
         int(values["lookup"]),
@@ -150,7 +150,7 @@ def apply_line(snapshot: Snapshot, name: str, line: str) -> Snapshot:
             rules.append(rule)
         rules.sort(key=lambda entry: entry.priority)
         return replace(snapshot, rules={**snapshot.rules, name: tuple(rules)})
-    text, _, number = text.partition(" table ")
+    text, _word, number = text.partition(" table ")
     if number:
         table = list(snapshot.routes[name][int(number)])
         if verb == "del":
@@ -489,18 +489,18 @@ def test_refused_without_a_look_at_the_host(
 
 NFT_OLD = """\
 table inet tproxy_backend {
-	chain prerouting { # handle 1
-	}
-	set x {
-		type mark
-		elements = { 0x00000001,
-			0x00000002 }
-	}
+    chain prerouting { # handle 1
+    }
+    set x {
+        type mark
+        elements = { 0x00000001,
+            0x00000002 }
+    }
 
-	chain output {
-		type route hook output priority mangle; policy accept;
-		ct direction reply ct mark and 0x0000000f == 0x00000002 meta mark set meta mark and 0xfffffff2 or 0x00000002 comment "x"
-	}
+    chain output {
+        type route hook output priority mangle; policy accept;
+        ct direction reply ct mark and 0x0000000f == 0x00000002 meta mark set meta mark and 0xfffffff2 or 0x00000002 comment "x"
+    }
 }
 """
 
