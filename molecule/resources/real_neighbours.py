@@ -104,7 +104,8 @@ NEIGHBOURS = {
         ),
     ),
     "docker": Neighbour(
-        packages=("docker.io", "busybox-static"),
+        # The last one is a package of its own since Debian 13.
+        packages=("docker.io", "busybox-static", "docker-cli"),
         set_up=(
             """mkdir -p /etc/docker /srv/image/bin && echo '{"storage-driver": "vfs"}' >/etc/docker/daemon.json"""
             " && cp /bin/busybox /srv/image/bin && systemctl enable --now docker"

@@ -538,10 +538,15 @@ def _elsewhere(rule: NftRule, interfaces: t.Sequence[str]) -> bool:
 
 
 def flush_warnings(snapshot: Snapshot, desired: Desired | None) -> tuple[str, ...]:
-    """firewalld with nftables replaces its own table, and yet empties those of iptables whenever it loads."""
+    """firewalld replaces its own table, and yet 0.9 and 1.3 empty those of iptables whenever they load.
+
+    2.3 does not. It says that it owns its table, which the others do not know how to.
+    """
     if desired is None or desired.guard or desired.firewall not in IPTABLES_BACKENDS:
         return ()
-    if not any(table.name == "firewalld" for table in snapshot.nft):
+    if not any(
+        table.name == "firewalld" and "flag owner" not in table.others for table in snapshot.nft
+    ):
         return ()
     return (
         "firewalld removes all iptables rules, ours too, whenever `firewall-cmd --reload` is run; set "

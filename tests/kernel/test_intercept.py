@@ -161,7 +161,10 @@ def test_the_configuration_of_the_role(
         assert running.expect(2) == logged(80)
         for address in ("10.9.1.2", "fd09:1::2"):
             assert ask(network.client, address, 3129, seconds=1) is None
-        assert running.expect(2) == logged(80)
+        # Rejected once each; a loop would be logged again and again.
+        direct = [line for line in running.log() if line not in logged(80)]
+        assert len(direct) <= 2
+        assert running.log()[:2] == logged(80)
     finally:
         running.stop()
 

@@ -44,12 +44,14 @@ def test_both_rules_of_a_vpn_before_ours_are_warned_of() -> None:
         (("firewalld",), {"guard": True}, 0),
         (("firewalld",), {"firewall": "nftables"}, 0),
         (("theirs",), {}, 0),
+        (("owned",), {}, 0),
     ],
 )
 def test_firewalld_flushes_iptables_when_it_loads(
     tables: tuple[str, ...], options: dict[str, object], expected: int
 ) -> None:
-    snapshot = Snapshot(nft=tuple(NftTable("inet", name) for name in tables))
+    known = {"owned": NftTable("inet", "firewalld", others=("flag owner", "flag persist"))}
+    snapshot = Snapshot(nft=tuple(known.get(name, NftTable("inet", name)) for name in tables))
     assert len(flush_warnings(snapshot, Desired(**options))) == expected  # type: ignore[arg-type]
     assert flush_warnings(snapshot, None) == ()
 
