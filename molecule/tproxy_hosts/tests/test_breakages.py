@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from lab import Lab, through
+from lab import FULL, Lab, through
 
 FAMILIES = {"ipv4": "10.99.1.11", "ipv6": "fd00:99:1::11"}
 BOTH = frozenset(FAMILIES)
