@@ -62,6 +62,8 @@ class Host:
             # What the machine's namespace hands down differs from machine to machine.
             "echo 0 >/proc/sys/net/ipv4/conf/all/forwarding\n"
             "echo 0 >/proc/sys/net/ipv6/conf/all/forwarding\n"
+            # Link-local addresses are there at once: until then no neighbour is asked for on behalf of a foreign source.
+            "echo 0 | tee /proc/sys/net/ipv6/conf/all/accept_dad /proc/sys/net/ipv6/conf/default/accept_dad >/dev/null\n"
             "echo ready\nexec sleep 1200\n"
         )
         self.holder = subprocess.Popen(

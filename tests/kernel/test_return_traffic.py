@@ -34,11 +34,6 @@ class Site(Network):
         names = ("client", "neighbour", "router", "proxy", "standby", "server")
         made = [self.host(name, directory) for name in names]
         self.client, self.neighbour, self.router, self.proxy, self.standby, self.server = made
-        for host in made:
-            # Link-local addresses are there at once.
-            host.sh(
-                "echo 0 | tee /proc/sys/net/ipv6/conf/all/accept_dad /proc/sys/net/ipv6/conf/default/accept_dad"
-            )
         # Two of the hosts are switches too.
         for host, device, net, number in (
             (self.client, "front", "1", 11),
