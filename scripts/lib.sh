@@ -94,6 +94,9 @@ PY
 }
 
 ansible_environment() {
+  # In a directory of its own, since `molecule reset` removes what is around it.
+  export MOLECULE_EPHEMERAL_DIRECTORY=$CLONE_CACHE/molecule/state
+  mkdir -p "$MOLECULE_EPHEMERAL_DIRECTORY"
   export LC_ALL=C.UTF-8 ANSIBLE_INJECT_FACT_VARS=false ANSIBLE_DEPRECATION_WARNINGS=true
   export ANSIBLE_LOCALHOST_WARNING=false ANSIBLE_INVENTORY_UNPARSED_WARNING=false ANSIBLE_NOCOWS=1 ANSIBLE_PIPELINING=true
 }
@@ -152,7 +155,11 @@ lock_lab() {
     die "the lab $LAB_PREFIX belongs to the clone in $owner: set CLEARPROXY_LAB_NUMBER to another number (1 to 255), or run scripts/demo --destroy there"
   fi
   printf '%s\n' "$REPO" >"$RUN.locks/$LAB_NUMBER.owner"
+  # Molecule believes its notes about what is up, and a run that was killed leaves them wrong.
+  lab_is_up || rm -f "$MOLECULE_EPHEMERAL_DIRECTORY/state.yml"
 }
+
+lab_is_up() { [ -n "$(in_lab podman ps --quiet --filter "name=^$LAB_PREFIX-")" ]; }
 
 # After the lab is gone: another clone may have the number.
 disown_lab() { rm -f "$RUN.locks/$LAB_NUMBER.owner"; }
