@@ -107,6 +107,44 @@ def summary(servers: list[str]) -> str:
     return ", ".join(f"{servers.count(name)} × {name}" for name in sorted(set(servers)))
 
 
+ASK = [
+    {
+        "hosts": "haproxy_proxies",
+        "gather_facts": False,
+        "tasks": [{"name": "Ask", "clearproxy.haproxy.tproxy_info": {"probe": {}}}],
+    }
+]
+REPAIR = [
+    {
+        "hosts": "haproxy_proxies",
+        "tasks": [{"ansible.builtin.include_role": {"name": "clearproxy.haproxy.tproxy_host"}}],
+    }
+]
+BREAK = "ip rule del priority 101"
+
+
+def diagnosis(lab: Lab) -> Table:
+    """What tproxy_info says of the proxy: as it is, when somebody has removed one rule, and after a run."""
+    rows = [["the proxy", "failed checks", "the first of them", "a client is"]]
+
+    def ask(when: str) -> None:
+        said = dict(lab.results(ASK)["proxy"])["Ask"]
+        failed = [check for check in said["checks"] if check["status"] == "failed"]
+        first = f"{failed[0]['subject']}: {failed[0]['observed']}" if failed else "-"
+        peer = page(lab.get(url("ipv4", SPREAD))).get("peer")
+        served = f"served, and seen as {peer}" if peer else "not served"
+        rows.append([when, ", ".join(said["failed_checks"]) or "none", first, served])
+
+    ask("as it is")
+    lab.run("proxy", BREAK)
+    ask(f"after `{BREAK}`")
+    run = lab.play(REPAIR)
+    if run.code:
+        sys.exit(run.output)
+    ask("after a run of tproxy_host")
+    return rows
+
+
 def load(lab: Lab, count: int, playbook: str, *arguments: str) -> dict[str, Any]:
     """Requests at a steady rate while the playbook runs; the load generator's count of every one."""
     loader = Loader(SPREAD, "/index.php?ms=100", f"--count={count}", f"--rate={RATE}")
@@ -192,11 +230,13 @@ def html_table(table: Table) -> str:
 
 def main(report: Path) -> None:
     lab = Lab()
-    step("4/6  Whom did the servers see? (from the application's own log)")
+    step("4/7  Whom did the servers see? (from the application's own log)")
     seen = show(addresses(lab))
-    step("5/6  Where did a client's requests go?")
+    step("5/7  Where did a client's requests go?")
     went = show(affinity(lab))
-    step("6/6  A rolling update under load, every request counted")
+    step("6/7  Why is it not transparent? What tproxy_info says")
+    named = show(diagnosis(lab))
+    step("7/7  A rolling update under load, every request counted")
     updates = rolling_updates(lab)
     counts = show(counted(updates))
 
@@ -210,18 +250,21 @@ def main(report: Path) -> None:
         f"<h1>What this run measured</h1><p>{time.strftime('%Y-%m-%d %H:%M %Z')}</p>"
         f"<h2>Whom the servers saw</h2>{html_table(seen)}"
         f"<h2>Where a client's requests went</h2>{html_table(went)}"
+        f"<h2>What tproxy_info says</h2>{html_table(named)}"
         f"<h2>Rolling update under load</h2>{html_table(counts)}"
         f"<p>One dot a request. A gap in a server's row is the time it was out of service.</p>{plots}"
     )
     print(f"\nThe same with the requests plotted over time: {report}")
     print("The lab stays up: scripts/in-lab podman ps. Remove it: scripts/demo --destroy")
 
-    wrong = shortcomings(seen, went, updates)
+    wrong = shortcomings(seen, went, named, updates)
     if wrong:
         sys.exit("This is not what it should be:\n" + "\n".join(f"- {text}" for text in wrong))
 
 
-def shortcomings(seen: Table, went: Table, updates: dict[str, dict[str, Any]]) -> list[str]:
+def shortcomings(
+    seen: Table, went: Table, named: Table, updates: dict[str, dict[str, Any]]
+) -> list[str]:
     """What the measurements do not show that they should."""
     wrong = []
     for server, client, transparent, plain in seen[1:]:
@@ -232,6 +275,9 @@ def shortcomings(seen: Table, went: Table, updates: dict[str, dict[str, Any]]) -
     for method, first, _second, _why in went[1:]:
         if (method == "none") == (", " not in first):
             wrong.append(f"with persistence {method} ten requests went to {first}")
+    checks = [row[1] for row in named[1:]]
+    if checks != ["none", "ip_rule, probe", "none"]:
+        wrong.append(f"tproxy_info named these checks: {'; '.join(checks)}")
     told, untold = updates.values()
     if told["failed"]:
         wrong.append(f"the rolling update lost {told['failed']} requests")

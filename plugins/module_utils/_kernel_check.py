@@ -45,7 +45,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "config_user",
         "families",
     ),
-    "boot": ("boot_files", "record", "unit_enabled", "unit_active"),
+    "boot": ("boot_files", "record", "unit_enabled", "unit_active", "firewall_reload"),
     "limits": ("free_ports", "conntrack_table"),
     "probe": ("probe",),
 }

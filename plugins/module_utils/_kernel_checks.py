@@ -27,6 +27,11 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_checks_
     planned,
     rules_checks,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_firewall import (
+    FLUSHED,
+    FLUSHED_REMEDY,
+    is_flushed,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     Change,
     Desired,
@@ -132,6 +137,13 @@ def _boot(survey: Survey, snapshot: Seen[Snapshot], desired: Desired) -> t.Itera
                 expected,
                 remedy if bad else "",
             )
+    expected = "nothing empties the firewall's tables without a word to systemd"
+    if isinstance(snapshot, Unseen):
+        yield Check("firewall_reload", UNKNOWN, "", "", snapshot.reason, expected)
+    elif is_flushed(snapshot, desired):
+        yield Check("firewall_reload", FAILED, "", "firewalld", FLUSHED, expected, FLUSHED_REMEDY)
+    else:
+        yield Check("firewall_reload", OK, "", "", "nothing known", expected)
 
 
 # The live probe

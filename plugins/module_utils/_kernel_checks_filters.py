@@ -9,6 +9,7 @@ import re
 import typing as t
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_filters as filters
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_check import (
     FAILED,
     GROUPS,
@@ -20,6 +21,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_checks_
     is_guarded,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
+    IPTABLES_BACKENDS,
     Desired,
     Snapshot,
 )
@@ -74,6 +76,9 @@ class _Ways:
         uid: int | None,
     ) -> None:
         self.rulesets = rulesets
+        self.marked_at = render.mark_priority(desired)
+        # Ours come first there, and accept.
+        self.mangle_is_ours = desired.firewall in IPTABLES_BACKENDS and desired.position == "first"
         self.server = entry.server
         self.request = filters.Packet(
             entry.family,
@@ -106,15 +111,15 @@ class _Ways:
         return filters.verdict_of(self.rulesets, "postrouting", self.request, filters.DROP)
 
     def prerouting(self) -> filters.Verdict:
-        # In the mangle table of iptables ours come first and accept.
         return filters.verdict_of(
             self.rulesets,
             "prerouting",
             self.answer,
             filters.DROP,
+            marked_at=self.marked_at,
             skip=lambda ruleset, chain: (
-                ruleset.name.endswith("tables mangle")
-                or bool(re.fullmatch(r"ip6?tables(-nft|-legacy)? mangle", ruleset.name))
+                self.mangle_is_ours
+                and bool(re.fullmatch(r"ip6?tables(-nft|-legacy)? mangle", ruleset.name))
             ),
         )
 
@@ -127,7 +132,9 @@ class _Ways:
 
     def notrack(self) -> filters.Verdict:
         """Connections that are not tracked, or in one direction only, and an input that wants to know them."""
-        inward = filters.verdict_of(self.rulesets, "prerouting", self.answer, filters.NOTRACK)
+        inward = filters.verdict_of(
+            self.rulesets, "prerouting", self.answer, filters.NOTRACK, marked_at=self.marked_at
+        )
         outward = filters.verdict_of(self.rulesets, "output", self.request, filters.NOTRACK)
         if inward[0] is False and outward[0] is False:
             return False, ""

@@ -11,12 +11,16 @@ import re
 import typing as t
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_nft as nft
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
     OWNER,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_parse import filter_rule
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_render import (
+    MANGLE_PRIORITY,
+)
 
 # What a rule does. Of these, the first three end the way through a chain.
 ACCEPT, DROP, RETURN = "accept", "drop", "return"
@@ -29,15 +33,14 @@ SNAT, NOTRACK, JUMP, GOTO, UNCLEAR, NOTHING = (
     "nothing",
 )
 
-# Priorities of the kernel's hooks (netfilter_ipv4.h), where our own mark is set.
-MANGLE_PRIORITY = -150
+# Priorities of the kernel's hooks (netfilter_ipv4.h).
 _IPTABLES_PRIORITY = {
     ("raw", "prerouting"): -300,
     ("raw", "output"): -300,
-    ("mangle", "prerouting"): -150,
-    ("mangle", "input"): -150,
-    ("mangle", "output"): -150,
-    ("mangle", "postrouting"): -150,
+    ("mangle", "prerouting"): MANGLE_PRIORITY,
+    ("mangle", "input"): MANGLE_PRIORITY,
+    ("mangle", "output"): MANGLE_PRIORITY,
+    ("mangle", "postrouting"): MANGLE_PRIORITY,
     ("nat", "prerouting"): -100,
     ("nat", "postrouting"): 100,
     ("security", "input"): 50,
@@ -111,11 +114,12 @@ def verdict_of(
     wanted: str,
     *,
     kind: str = "filter",
+    marked_at: int = MANGLE_PRIORITY,
     skip: t.Callable[[Ruleset, Chain], bool] = lambda ruleset, chain: False,
 ) -> Verdict:
     """Whether `wanted` (drop, snat, notrack) befalls the packet, and the rule; None: cannot be told.
 
-    Before our mark is set, in prerouting, packets have none.
+    Before our mark is set, in prerouting at `marked_at`, packets have none.
     """
     doubts: list[str] = []
     for ruleset in rulesets:
@@ -124,7 +128,7 @@ def verdict_of(
         for chain in ruleset.chains.values():
             if chain.hook != hook or chain.kind != kind or skip(ruleset, chain):
                 continue
-            early = hook == "prerouting" and chain.priority <= MANGLE_PRIORITY
+            early = hook == "prerouting" and chain.priority <= marked_at
             seen = replace(packet, mark=0) if early else packet
             found = {
                 (chain.policy, f"{ruleset.name}: policy of {hook}") if way[0] == RETURN else way
@@ -430,27 +434,23 @@ def nft_rulesets(text: str, *, skip: t.Container[tuple[str, str]] = ()) -> tuple
     if not text.strip():
         return ()
     try:
-        entries = json.loads(text)["nftables"]
+        objects = nft.objects(text)
         sets = {
-            (entry["set"]["family"], entry["set"]["table"], entry["set"]["name"]): entry["set"].get(
-                "elem"
-            )
-            for entry in entries
-            if "set" in entry
+            (found["family"], found["table"], found["name"]): found.get("elem")
+            for kind, found in objects
+            if kind == "set"
         }
         chains: dict[tuple[str, str], dict[str, Chain]] = {}
         rules: dict[tuple[str, str, str], list[Rule]] = {}
-        for entry in entries:
-            if "chain" in entry:
-                found = entry["chain"]
+        for kind, found in objects:
+            if kind == "chain":
                 chains.setdefault((found["family"], found["table"]), {})[found["name"]] = Chain(
                     hook=str(found.get("hook", "")),
                     kind=str(found.get("type", "filter")),
                     priority=_integer(found.get("prio", 0)),
                     policy=DROP if found.get("policy") == "drop" else ACCEPT,
                 )
-            elif "rule" in entry and entry["rule"].get("comment") != OWNER:
-                found = entry["rule"]
+            elif kind == "rule" and found.get("comment") != OWNER:
                 place = found["family"], found["table"], found["chain"]
 
                 def members(name: str, place: tuple[str, str, str] = place) -> t.Any:

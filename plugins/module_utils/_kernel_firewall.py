@@ -26,8 +26,6 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     Snapshot,
 )
 
-# Of iptables' own chains in mangle (netfilter_ipv4.h).
-_MANGLE_PRIORITY = -150
 # What nft calls the tables that iptables-nft keeps, and what it calls their families.
 _IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
 _NFT_FAMILIES = {"ip": ("ipv4",), "ip6": ("ipv6",), "inet": ("ipv4", "ipv6")}
@@ -113,8 +111,10 @@ def _native_tables(snapshot: Snapshot) -> list[NftTable]:
 def _own_chains(snapshot: Snapshot, variant: str, family: str, desired: Desired | None) -> set[str]:
     """Chains with only rules of ours; the one that is wanted or recorded also with a stranger's rule in it
     or, as a flush leaves it, empty."""
-    table, known = _mangle(snapshot, variant, family), snapshot.recorded(family)
-    recorded = known.chain if known and known.firewall in IPTABLES_BACKENDS else None
+    table = _mangle(snapshot, variant, family)
+    recorded = {
+        entry.chain for entry in snapshot.recorded(family) if entry.firewall in IPTABLES_BACKENDS
+    }
     wanted = desired.chain if desired else None
     own = set()
     for name in table.chains:
@@ -124,8 +124,8 @@ def _own_chains(snapshot: Snapshot, variant: str, family: str, desired: Desired 
             continue
         if (
             (rules and all(owned))
-            or (name in (wanted, recorded) and any(owned))
-            or (name == recorded and not rules)
+            or (name in (wanted, *recorded) and any(owned))
+            or (name in recorded and not rules)
         ):
             own.add(name)
     return own
@@ -309,8 +309,7 @@ def _joined(rules: t.Iterable[FilterRule]) -> str:
 
 def own_nft_tables(snapshot: Snapshot, desired: Desired | None) -> list[NftTable]:
     """Told as the chains of iptables are."""
-    known = snapshot.record.desired
-    recorded = known.nft_table if known and known.firewall == "nftables" else None
+    recorded = {entry.nft_table for entry in snapshot.record.known if entry.firewall == "nftables"}
     wanted = desired.nft_table if desired and desired.firewall == "nftables" else None
     return [
         table
@@ -318,8 +317,8 @@ def own_nft_tables(snapshot: Snapshot, desired: Desired | None) -> list[NftTable
         if table.family == "inet"
         and (
             (table.rules and all(rule.owned for rule in table.rules))
-            or (table.name in (wanted, recorded) and any(rule.owned for rule in table.rules))
-            or (table.name == recorded and not table.rules)
+            or (table.name in (wanted, *recorded) and any(rule.owned for rule in table.rules))
+            or (table.name in recorded and not table.rules)
         )
     ]
 
@@ -481,19 +480,14 @@ def _refuse_nft_marks(snapshot: Snapshot, desired: Desired) -> None:
 
     In iptables an ACCEPT spares packets the rest of the chain; between chains of nft nothing does.
     """
-    tables = [
-        table
-        for table in _native_tables(snapshot)
-        if set(_NFT_FAMILIES.get(table.family, ())) & set(desired.families)
-    ]
-    foreign = [(table, rule) for table in tables for rule in table.rules if not rule.owned]
+    foreign = _foreign_nft_rules(snapshot, desired)
+    ours = render.mark_priority(desired)
     saved = 0
     for _table, rule in foreign:
         for change in rule.marks:
             saved |= change.sets if change.of == "ct" else 0
     for table, rule in foreign:
         late = nft.reachable(table, "prerouting").get(rule.chain)
-        ours = render.NFT_PRIORITY if desired.firewall == "nftables" else _MANGLE_PRIORITY
         for change in rule.marks:
             if change.of != "meta":
                 continue
@@ -520,6 +514,37 @@ def _refuse_nft_marks(snapshot: Snapshot, desired: Desired) -> None:
             )
 
 
+def _foreign_nft_rules(snapshot: Snapshot, desired: Desired) -> list[tuple[NftTable, NftRule]]:
+    return [
+        (table, rule)
+        for table in _native_tables(snapshot)
+        if set(_NFT_FAMILIES.get(table.family, ())) & set(desired.families)
+        for rule in table.rules
+        if not rule.owned
+    ]
+
+
+def mark_warnings(snapshot: Snapshot, desired: Desired | None) -> tuple[str, ...]:
+    """Marks whose bits no rule says, so that they may be ours or not."""
+    if desired is None:
+        return ()
+    foreign = _foreign_nft_rules(snapshot, desired)
+    saved = 0
+    for _table, rule in foreign:
+        for change in rule.marks:
+            saved |= change.unclear if change.of == "ct" else 0
+    return tuple(
+        f"mark: the nft rule '{rule}' of others in {table} {rule.chain} sets a mark that comes from "
+        f"elsewhere, like a map or the packet; see that it never has bits of the mask "
+        f"0x{desired.mask:x}, or choose a mark and mask of other bits"
+        for table, rule in foreign
+        if any(
+            change.of == "meta" and (change.unclear | change.restores & saved) & desired.mask
+            for change in rule.marks
+        )
+    )
+
+
 def _elsewhere(rule: NftRule, interfaces: t.Sequence[str]) -> bool:
     """Whether the rule is for other interfaces than ours, or for UDP alone, as wg-quick's are."""
     if any(
@@ -527,28 +552,50 @@ def _elsewhere(rule: NftRule, interfaces: t.Sequence[str]) -> bool:
         for word in rule.words
     ):
         return True
-    bound = [word for word in rule.words if word.startswith(("iifname ", "iif "))]
-    return bool(
-        interfaces
-        and bound
-        and not any(
-            name in word or "*" in word or "!=" in word for word in bound for name in interfaces
-        )
+    bound = [re.fullmatch(r"(?:iifname|meta iif) (.*)", word) for word in rule.words]
+    return bool(interfaces) and any(
+        found is not None and not any(_may_be(name, found.group(1)) for name in interfaces)
+        for found in bound
+    )
+
+
+def _may_be(interface: str, words: str) -> bool:
+    """Whether the interface is among them: one, a set of them, or what only nft knows."""
+    if words.startswith(("!=", "@", '"@')):
+        return True
+    names = re.split(r'[\s{},"]+', words)
+    return any(
+        interface.startswith(name[:-1]) if name.endswith("*") else interface == name
+        for name in names
+    )
+
+
+FLUSHED = (
+    "firewalld empties all tables of iptables, ours too, whenever `firewall-cmd --reload` is run, which "
+    "systemd is not told of"
+)
+FLUSHED_REMEDY = "give tproxy_rules guard=true or firewall=nftables"
+
+
+def is_flushed(snapshot: Snapshot, desired: Desired) -> bool:
+    """Whether firewalld is here that empties the tables that our rules are in, and nothing puts these back.
+
+    0.9 and 1.3 do so although they replace their own table of nft, 2.3 does not. It says that it owns its table,
+    which the others do not know how to. With iptables as its own backend it has no table, but these chains.
+    """
+    if desired.guard or desired.firewall not in IPTABLES_BACKENDS:
+        return False
+    return any(
+        table.name == "firewalld" and "flag owner" not in table.others for table in snapshot.nft
+    ) or any(
+        "INPUT_ZONES" in tables["filter"].chains
+        for families in snapshot.variants.values()
+        for tables in families.values()
+        if "filter" in tables
     )
 
 
 def flush_warnings(snapshot: Snapshot, desired: Desired | None) -> tuple[str, ...]:
-    """firewalld replaces its own table, and yet 0.9 and 1.3 empty those of iptables whenever they load.
-
-    2.3 does not. It says that it owns its table, which the others do not know how to.
-    """
-    if desired is None or desired.guard or desired.firewall not in IPTABLES_BACKENDS:
+    if desired is None or not is_flushed(snapshot, desired):
         return ()
-    if not any(
-        table.name == "firewalld" and "flag owner" not in table.others for table in snapshot.nft
-    ):
-        return ()
-    return (
-        "firewalld removes all iptables rules, ours too, whenever `firewall-cmd --reload` is run; set "
-        "firewall to nftables, or have the guard",
-    )
+    return (f"{FLUSHED}; {FLUSHED_REMEDY}",)

@@ -46,6 +46,14 @@ def binary(text: str, path: str) -> Binary:
     return Binary(path, version.group(1) if version else "", transparent)
 
 
+def is_name(text: str) -> bool:
+    """Whether HAProxy's program is called so: haproxy, or with its version, like haproxy-3.0.11 and haproxy26.
+
+    Other software begins with the word too, like haproxy_exporter.
+    """
+    return re.fullmatch(r"haproxy(-?v?\d[\w.+~-]*)?", text) is not None
+
+
 @dataclass(frozen=True)
 class Process:
     pid: int

@@ -39,7 +39,6 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     BUILTIN_CHAINS,
     FAMILIES,
     IPTABLES_BACKENDS,
-    RTPROT_NAMES,
     Desired,
     FilterTable,
     IpRule,
@@ -58,8 +57,10 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TIMEOUT = 60
 
 # ip(7), ipv6(7); Python 3.9's socket module does not know them.
-_IP_TRANSPARENT = 19
-_IPV6_TRANSPARENT = 75
+_TRANSPARENT = {
+    "ipv4": (socket.AF_INET, socket.IPPROTO_IP, 19, "IP_TRANSPARENT"),
+    "ipv6": (socket.AF_INET6, socket.IPPROTO_IPV6, 75, "IPV6_TRANSPARENT"),
+}
 # Documentation addresses (RFC 5737, RFC 3849): on no host of anybody.
 _FOREIGN = {"ipv4": "192.0.2.1", "ipv6": "2001:db8::1"}
 
@@ -151,7 +152,7 @@ class Host:
     def read(self, options: Desired) -> Snapshot:
         """Everything that a plan for these options looks at."""
         record = Record.load(self.file(render.RECORD))
-        tables = {options.table} | ({record.desired.table} if record.desired else set())
+        tables = {entry.table for entry in (options, *record.known)}
         names = self.table_names()
         links = self.links()
         return Snapshot(
@@ -298,11 +299,13 @@ class Host:
     def advertised(self) -> tuple[str, ...]:
         if not self.has_family("ipv6"):
             return ()
-        routes = parse.ip_routes(
-            self._see("ip", "-6", "-N", "-d", "-j", "route", "show", "default") or ""
-        )
-        learned = [route.device for route in routes if RTPROT_NAMES.get(route.protocol) == "ra"]
-        return tuple(sorted({device for device in learned if device is not None}))
+        show = ("ip", "-6", "-N", "-d", "-j", "route", "show", "proto")
+        names = {
+            *parse.advertised_routes(self._see(*show, "ra") or ""),
+            *parse.advertised_routes(self._see(*show, "kernel") or ""),
+            *parse.advertised_addresses(self._see("ip", "-6", "-j", "address") or ""),
+        }
+        return tuple(sorted(names))
 
     def links(self) -> str:
         """What `ip` says of the interfaces, in detail."""
@@ -493,26 +496,32 @@ class Host:
                 option="families",
             )
 
-    def _probe_transparent(self, family: str) -> None:
-        kind, level, option, name = (
-            (socket.AF_INET, socket.IPPROTO_IP, _IP_TRANSPARENT, "IP_TRANSPARENT")
-            if family == "ipv4"
-            else (socket.AF_INET6, socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, "IPV6_TRANSPARENT")
-        )
+    def foreign_address(self, family: str) -> tuple[str, bool]:
+        """Why a socket cannot take a foreign address, and whether only rights are missing; no words if it can."""
+        kind, level, option, name = _TRANSPARENT[family]
         try:
             with socket.socket(kind, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(level, option, 1)
                 probe.bind((_FOREIGN[family], 0))
         except OSError as exc:
-            if exc.errno in (errno.EPERM, errno.EACCES):
-                remedy = "run the task as root (become: true); a container needs the capability NET_ADMIN"
-            else:
-                remedy = f"boot a kernel that has it, or take {family} out"
-            raise InputError(
-                f"families: a socket cannot take a foreign {family} address on this host "
-                f"({name}: {exc.strerror}); {remedy}",
-                option="families",
-            ) from None
+            return f"{name}: {exc.strerror}", exc.errno in (errno.EPERM, errno.EACCES)
+        return "", False
+
+    def _probe_transparent(self, family: str) -> None:
+        reason, only_rights = self.foreign_address(family)
+        if not reason:
+            return
+        if only_rights:
+            remedy = (
+                "run the task as root (become: true); a container needs the capability NET_ADMIN"
+            )
+        else:
+            remedy = f"boot a kernel that has it, or take {family} out"
+        raise InputError(
+            f"families: a socket cannot take a foreign {family} address on this host ({reason}); "
+            f"{remedy}",
+            option="families",
+        )
 
     def _scratch(self) -> tuple[str, ...] | None:
         for command in (("unshare", "--net"), ("unshare", "--user", "--map-root-user", "--net")):
@@ -596,10 +605,10 @@ class Host:
     # Applying
 
     @contextlib.contextmanager
-    def alone(self) -> t.Iterator[None]:
+    def alone(self, configuration: str = render.CONFIGURATION) -> t.Iterator[None]:
         """Keeps the boot unit and the guard waiting, so that what was read is still true when it is changed."""
         try:
-            directory = os.open(render.CONFIGURATION, os.O_RDONLY)
+            directory = os.open(configuration, os.O_RDONLY)
         except OSError:
             # Then there is neither, or this will fail with a better message.
             yield
@@ -613,8 +622,8 @@ class Host:
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         raise Error(
-                            f"somebody else has kept {render.CONFIGURATION} locked for {_TIMEOUT} "
-                            "seconds; look for a `tproxy-host` that hangs"
+                            f"somebody else has kept {configuration} locked for {_TIMEOUT} "
+                            f"seconds; look for a `{os.path.basename(configuration)}` that hangs"
                         ) from None
                     time.sleep(0.1)
             yield
@@ -624,8 +633,8 @@ class Host:
     def apply(self, plan: Plan) -> list[str]:
         """Carries out a plan; there are no warnings. Until the firewall step packets are treated as before, so a failure before it
         changes nothing for anybody; the next run goes on from wherever this one ended."""
-        if plan.record is not None:
-            self.write(render.RECORD, plan.record)
+        if plan.record_meanwhile is not None:
+            self.write(render.RECORD, plan.record_meanwhile)
         steps = [
             lambda: self._apply_sysctls(plan.sysctls),
             lambda: self._apply_ip(plan.ip),
@@ -636,6 +645,8 @@ class Host:
         for step in [*steps[1:], steps[0]] if plan.firewall_first else steps:
             step()
         self._apply_files(plan.files, plan.remove_directories)
+        if plan.record is not None and plan.record != plan.record_meanwhile:
+            self.write(render.RECORD, plan.record)
         return []
 
     def _apply_files(
@@ -762,7 +773,7 @@ class Host:
         names = self.table_names()
         tables = {
             table
-            for table in (desired.table if desired is not None else None, record.table)
+            for table in (desired.table if desired is not None else None, *record.tables)
             if table is not None
         }
         marks = (
@@ -832,8 +843,8 @@ class Host:
 
     def apply_return_path(self, plan: return_model.Plan) -> list[str]:
         """Returns warnings: which routes of others could not be put back."""
-        if plan.record is not None:
-            self.write(return_render.RECORD, plan.record)
+        if plan.record_meanwhile is not None:
+            self.write(return_render.RECORD, plan.record_meanwhile)
         self._apply_sysctls(plan.sysctls)
         refused = {
             family: [text for text in texts if self._append(family, text)]
@@ -861,6 +872,8 @@ class Host:
                     stderr=done.stderr,
                 )
         self._apply_files(plan.files, plan.remove_directories)
+        if plan.record is not None and plan.record != plan.record_meanwhile:
+            self.write(return_render.RECORD, plan.record)
         return warnings
 
     def _append(self, family: str, route: str) -> str | None:

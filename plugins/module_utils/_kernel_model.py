@@ -155,6 +155,8 @@ class MarkChange:
     keeps: int
     # Bits that come from the connection's mark.
     restores: int = 0
+    # Bits of which nothing is known: they come from a map or from the packet itself.
+    unclear: int = 0
 
 
 @dataclass(frozen=True)
@@ -774,6 +776,8 @@ class Record:
     """
 
     desired: Desired | None = None
+    # What runs made before that have not been completed since: all of it may still be there.
+    earlier: tuple[Desired, ...] = ()
     # Path below /proc/sys -> (value before us, the path whose writing changes it).
     sysctls: tuple[tuple[str, str, str], ...] = ()
     # Directories that were not there before us.
@@ -783,10 +787,30 @@ class Record:
     # IPv6 interfaces that use router advertisements.
     advertised: tuple[str, ...] = ()
 
+    @property
+    def known(self) -> tuple[Desired, ...]:
+        """All options that something on the host may come from."""
+        return tuple(dict.fromkeys(filter(None, (self.desired, *self.earlier))))
+
+    def before(self, wanted: Record) -> Record:
+        """What to remember until the host is as `wanted`: that, and all that is in this one."""
+        values = {path: (value, cause) for path, value, cause in wanted.sysctls}
+        # The older a value, the nearer it is to that before us.
+        values.update({path: (value, cause) for path, value, cause in self.sysctls})
+        return Record(
+            desired=wanted.desired,
+            earlier=tuple(entry for entry in self.known if entry != wanted.desired),
+            sysctls=tuple((path, *entry) for path, entry in sorted(values.items())),
+            directories=tuple(dict.fromkeys((*self.directories, *wanted.directories))),
+            tables=tuple(family for family in FAMILIES if family in (*self.tables, *wanted.tables)),
+            advertised=tuple(sorted({*self.advertised, *wanted.advertised})),
+        )
+
     def dump(self) -> str:
         data: dict[str, t.Any] = {
             "version": 1,
             "desired": None if self.desired is None else self.desired.as_dict(),
+            "earlier": [entry.as_dict() for entry in self.earlier],
             "sysctls": [list(entry) for entry in self.sysctls],
             "directories": list(self.directories),
             "tables": list(self.tables),
@@ -805,6 +829,7 @@ class Record:
             data = json.loads(text)
             return cls(
                 desired=None if data["desired"] is None else Desired.from_dict(data["desired"]),
+                earlier=tuple(map(Desired.from_dict, data.get("earlier", ()))),
                 sysctls=tuple((path, before, cause) for path, before, cause in data["sysctls"]),
                 directories=tuple(data["directories"]),
                 tables=tuple(data["tables"]),
@@ -838,7 +863,7 @@ class Snapshot:
     parts: t.Mapping[str, tuple[str, str]] = field(default_factory=dict)
     # Bridges -> the families whose chains see their packets whatever the sysctl says.
     bridges: t.Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # Interfaces with a route learned by the kernel from a router advertisement.
+    # Interfaces with a route or an address that the kernel made of a router advertisement.
     advertised: tuple[str, ...] = ()
     table_names: tuple[TableName, ...] = ()
     # Path -> content, None where there is no such file.
@@ -846,10 +871,9 @@ class Snapshot:
     missing_directories: tuple[str, ...] = ()
     record: Record = Record()
 
-    def recorded(self, family: str) -> Desired | None:
+    def recorded(self, family: str) -> tuple[Desired, ...]:
         """What the record says of the family."""
-        desired = self.record.desired
-        return desired if desired is not None and family in desired.families else None
+        return tuple(entry for entry in self.record.known if family in entry.families)
 
     @property
     def variants(self) -> dict[str, t.Mapping[str, t.Mapping[str, FilterTable]]]:
@@ -884,6 +908,8 @@ class Plan:
     # Families whose mangle table of iptables-nft goes when it is empty: it came with us.
     drop_tables: tuple[str, ...] = ()
     remove_directories: tuple[str, ...] = ()
+    # What is remembered while the steps are made, and once they are.
+    record_meanwhile: str | None = None
     record: str | None = None
     # True: packets stop being diverted first (absent); False: they start last.
     firewall_first: bool = False

@@ -27,6 +27,16 @@ _NAMES: dict[str, dict[t.Any, str]] = {
 _QUOTED = ("iifname", "oifname")
 
 
+def objects(text: str) -> list[tuple[str, dict[str, t.Any]]]:
+    """Everything in nft's JSON with its kind, in order. For what is not nft's, what Python raises."""
+    return [
+        (kind, content)
+        for entry in json.loads(text)["nftables"]
+        for kind, content in entry.items()
+        if kind != "metainfo"
+    ]
+
+
 def ruleset(text: str) -> tuple[NftTable, ...]:
     """The tables of `nft -j -n -t list ruleset`, which 0.9.8 to 1.1.3 print alike but for the order.
 
@@ -35,19 +45,13 @@ def ruleset(text: str) -> tuple[NftTable, ...]:
     if not text.strip():
         return ()
     try:
-        entries = json.loads(text)["nftables"]
-        objects = [
-            (kind, content)
-            for entry in entries
-            for kind, content in entry.items()
-            if kind != "metainfo"
-        ]
+        found = objects(text)
         tables = {
             (content["family"], content["name"]): content
-            for kind, content in objects
+            for kind, content in found
             if kind == "table"
         }
-        return tuple(_table(content, objects) for content in tables.values())
+        return tuple(_table(content, found) for content in tables.values())
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Error(f"cannot understand the answer of `nft -j`: {text.strip()[:200]!r}") from None
 
@@ -230,33 +234,40 @@ def _mark_change(expression: t.Any) -> MarkChange | None:
         restored, base, turned = _bits(value, other)
         return MarkChange(of, sets=base | turned, keeps=0, restores=restored)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return MarkChange(of, sets=_possible(value), keeps=0)
+        sure, unclear = _possible(value)
+        return MarkChange(of, sets=sure, keeps=0, unclear=unclear)
 
 
-def _possible(value: t.Any) -> int:
-    """The bits that may be 1 in a value of any other kind."""
+def _possible(value: t.Any) -> tuple[int, int]:
+    """Of a value of any other kind the bits that are 1 in one case at least, and those that may be 1, who knows."""
     if isinstance(value, int):
-        return value & _ALL
+        return value & _ALL, 0
     if isinstance(value, dict) and len(value) == 1:
         ((kind, content),) = value.items()
-        if kind in ("map", "|", "^", "&"):
-            # Of a map in place: its right-hand sides.
-            entries = (
-                content["data"] if kind == "map" else {"set": [[None, part] for part in content]}
-            )
-            if isinstance(entries, dict) and "set" in entries:
-                parts = [_possible(entry[1]) for entry in entries["set"]]
-                if kind == "&":
-                    return min(parts)
-                total = 0
-                for part in parts:
-                    total |= part
-                return total
+        if kind == "map" and isinstance(content.get("data"), dict) and "set" in content["data"]:
+            # A map in place: its right-hand sides.
+            return _either(_possible(entry[1]) for entry in content["data"]["set"])
+        if kind in ("|", "^"):
+            return _either(map(_possible, content))
+        if kind == "&":
+            known, possible = _ALL, _ALL
+            for sure, unclear in map(_possible, content):
+                known &= sure
+                possible &= sure | unclear
+            return known, possible & ~known
         if kind in ("jhash", "symhash", "numgen") and isinstance(content.get("mod"), int):
             low = int(content.get("offset") or 0)
             high = low + content["mod"] - 1
-            return (high | (1 << (low ^ high).bit_length()) - 1) & _ALL
-    return _ALL
+            return (high | (1 << (low ^ high).bit_length()) - 1) & _ALL, 0
+    return 0, _ALL
+
+
+def _either(parts: t.Iterable[tuple[int, int]]) -> tuple[int, int]:
+    known = unclear = 0
+    for sure, other in parts:
+        known |= sure
+        unclear |= other
+    return known, unclear & ~known
 
 
 def _targets(part: t.Any) -> t.Iterator[str]:

@@ -15,6 +15,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     ROUTE_TYPES,
     RTPROT_NAMES,
+    RTPROT_NUMBERS,
     TABLE_NAMES,
     Address,
     FilterRule,
@@ -210,6 +211,31 @@ def addresses(text: str) -> tuple[Address, ...]:
                     )
                 )
     return tuple(found)
+
+
+def advertised_routes(text: str) -> tuple[str, ...]:
+    """Of `ip -6 -N -j route` the interfaces of routes that the kernel made of router advertisements.
+
+    Those to a prefix on the link have the protocol of all that it makes, but no other of these expires.
+    """
+    return tuple(
+        str(entry["dev"])
+        for entry in _json_list("ip -j route", text)
+        if "dev" in entry
+        and (
+            _number(entry.get("protocol", 0), _PROTOCOLS) == RTPROT_NUMBERS["ra"]
+            or "expires" in entry
+        )
+    )
+
+
+def advertised_addresses(text: str) -> tuple[str, ...]:
+    """Of `ip -6 -j address` the interfaces with addresses that the kernel made of router advertisements."""
+    return tuple(
+        str(link["ifname"])
+        for link in _json_list("ip -j address", text)
+        if any(info.get("mngtmpaddr") for info in link.get("addr_info", ()))
+    )
 
 
 def link_names(text: str) -> tuple[str, ...]:

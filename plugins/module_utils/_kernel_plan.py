@@ -11,6 +11,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_firewall import (
     flush_warnings,
+    mark_warnings,
     own_nft_tables,
     plan_firewall,
     plan_nft,
@@ -81,9 +82,9 @@ def plan_host(
     files = _plan_files(snapshot, desired, advertised, changes)
 
     made = _tables_of_ours(snapshot, desired)
-    record: str | None = None
+    record = meanwhile = None
     if desired is not None:
-        record = Record(
+        remember = Record(
             desired=desired,
             sysctls=remembered,
             directories=tuple(
@@ -91,8 +92,11 @@ def plan_host(
             ),
             tables=made,
             advertised=advertised,
-        ).dump()
+        )
+        record, meanwhile = remember.dump(), snapshot.record.before(remember).dump()
     path = render.RECORD
+    if meanwhile == snapshot.files.get(path):
+        meanwhile = None
     if record != snapshot.files.get(path):
         if desired is None:
             changes.append(file_change(path, snapshot.files.get(path), None))
@@ -106,6 +110,7 @@ def plan_host(
         *sysctl_warnings(snapshot, desired),
         *bridge_warnings(snapshot, desired),
         *flush_warnings(snapshot, desired),
+        *mark_warnings(snapshot, desired),
     )
     if not changes:
         return Plan(warnings=warnings)
@@ -122,6 +127,7 @@ def plan_host(
         remove_directories=()
         if desired is not None
         else snapshot.record.directories or render.OWN_DIRECTORIES,
+        record_meanwhile=meanwhile,
         record=record,
         firewall_first=desired is None,
         warnings=warnings,

@@ -68,9 +68,12 @@ _ETH_P_ALL = 3
 _SO_ATTACH_FILTER = 26
 _TCP_ESTABLISHED = 1
 
-# The probe's packets are told from all others by their port, and by this, even if a
-# source-translating rule changes address and port.
+# The probes' first packets are told from those of others by this, and from each other by their
+# sequence number, even if a source-translating rule changes address and port.
 _HOP_LIMIT = 59
+# linux/tcp.h
+_TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
+_TCP_SEND_QUEUE = 2
 # Segments that pass every path: RFC 9293 (536), RFC 8200 (1280 less headers).
 _SMALL_SEGMENT = {"ipv4": 536, "ipv6": 1220}
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -773,23 +776,29 @@ def read_packet(
     interface: str,
     *,
     server: tuple[str, int],
-    local_port: int,
+    local: tuple[str, int],
+    sequence: int | None,
 ) -> Packet | None:
-    """A packet of the connection, or an ICMP error about it; None for any other."""
+    """A packet of the connection, or an ICMP error about it; None for any other.
+
+    sequence: of the first packet; None if it could not be chosen. Then that of another probe whose source is
+    translated may be taken for ours.
+    """
     outer = _ip_header(data)
     if outer is None:
         return None
     source, target, protocol, hop_limit, body = outer
     address, port = server
     if protocol == socket.IPPROTO_TCP and len(body) >= 14:
-        source_port, target_port = struct.unpack("!HH", body[:4])
+        source_port, target_port, number = struct.unpack("!HHI", body[:8])
         flags = body[13]
         syn, rst, ack = flags & 0x02, flags & 0x04, flags & 0x10
         if (target, target_port) == (address, port):
-            if source_port != local_port and not (syn and hop_limit == _HOP_LIMIT):
+            translated = hop_limit == _HOP_LIMIT and sequence in (None, number)
+            if (source, source_port) != local and not (syn and translated):
                 return None
             return Packet(direction, interface, "syn" if syn else "other", source)
-        if (source, source_port, target_port) == (address, port, local_port):
+        if (source, source_port, target, target_port) == (address, port, *local):
             kind = "rst" if rst else "syn-ack" if syn and ack else "other"
             return Packet(direction, interface, kind, source)
         return None
@@ -798,9 +807,9 @@ def read_packet(
         return None
     reason, mtu, quoted = error
     inner = _ip_header(quoted)
-    if inner is None or inner[1] != address or len(inner[4]) < 4:
+    if inner is None or inner[:2] != (local[0], address) or len(inner[4]) < 4:
         return None
-    if struct.unpack("!HH", inner[4][:4]) != (local_port, port):
+    if struct.unpack("!HH", inner[4][:4]) != (local[1], port):
         return None
     return Packet(direction, interface, "icmp", source, mtu, reason)
 
@@ -900,12 +909,14 @@ def attach_filter(receiver: socket.socket, program: bytes) -> None:
 class _Capture:
     """The packets of one connection on all interfaces of this host."""
 
-    def __init__(self, server: tuple[str, int], local_port: int) -> None:
-        self.server, self.local_port = server, local_port
+    def __init__(
+        self, server: tuple[str, int], local: tuple[str, int], sequence: int | None
+    ) -> None:
+        self.server, self.local, self.sequence = server, local, sequence
         # What comes in before the filter is there is sorted out by read_packet().
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
         try:
-            attach_filter(self.socket, packet_filter(local_port, server[1]))
+            attach_filter(self.socket, packet_filter(local[1], server[1]))
             self.socket.setblocking(False)
         except OSError:
             self.socket.close()
@@ -927,7 +938,8 @@ class _Capture:
                 directions.get(kind, "in"),
                 interface,
                 server=self.server,
-                local_port=self.local_port,
+                local=self.local,
+                sequence=self.sequence,
             )
             if packet is not None and packet not in self.packets:
                 self.packets.append(packet)
@@ -966,7 +978,8 @@ def _connect(
         capture = None
         # Without the right to, the probe still says whether it works.
         with contextlib.suppress(PermissionError):
-            capture = _Capture((server, target.port), connection.getsockname()[1])
+            local = (target.source, connection.getsockname()[1])
+            capture = _Capture((server, target.port), local, _choose_sequence(connection))
             stack.callback(capture.socket.close)
         seen = _converse(connection, capture, replace(seen, step="connect"), payload, seconds)
         seen = replace(
@@ -997,6 +1010,23 @@ def _foreign_socket(target: _Target) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _choose_sequence(connection: socket.socket) -> int | None:
+    """The sequence number of its first packet; None if this process may not choose it (NET_ADMIN)."""
+    number = int.from_bytes(os.urandom(4), "big") or 1
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+    except OSError:
+        return None
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _TCP_SEND_QUEUE)
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ, struct.pack("I", number))
+    except OSError:
+        return None
+    finally:
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 0)
+    return number
 
 
 def _converse(

@@ -10,6 +10,9 @@ import typing as t
 from dataclasses import replace
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_nft as nft
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_loader import (
+    loader as _loader,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
     IPTABLES_BACKENDS,
@@ -76,6 +79,13 @@ IP_OPTION = {"ipv4": "-4", "ipv6": "-6"}
 # accept in one nft chain spares no packet the next one, and who sets the whole mark last wins.
 # Still before dstnat (-100).
 NFT_PRIORITY = -149
+# Of iptables' own chains in mangle (netfilter_ipv4.h).
+MANGLE_PRIORITY = -150
+
+
+def mark_priority(desired: Desired) -> int:
+    """Where in prerouting the mark is set."""
+    return NFT_PRIORITY if desired.firewall == "nftables" else MANGLE_PRIORITY
 
 
 def program(variant: str, family: str, suffix: str = "") -> str:
@@ -342,7 +352,7 @@ def unit_file() -> str:
 Description=Kernel side of the transparent proxy: marks, rules, routes
 Wants=network-pre.target
 # After those who may flush the firewall, before the first connection.
-After=network-pre.target {" ".join(FLUSHERS)} ufw.service docker.service
+After=network-pre.target {" ".join(FLUSHERS)} ufw.service
 Before=haproxy.service
 
 [Service]
@@ -374,17 +384,22 @@ def drop_in(unit: str, restore: str, header: str = HEADER) -> str:
     return "\n".join([header, "[Service]", *lines, f"ExecStopPost=-{restore}"]) + "\n"
 
 
-def guard_unit_file() -> str:
+def guard_unit_file(
+    unit: str = UNIT_NAME,
+    program: str = LOADER,
+    header: str = HEADER,
+    what: str = "the transparent proxy's rules",
+) -> str:
     return f"""\
-{HEADER}
+{header}
 [Unit]
-Description=Watch over the transparent proxy's rules and put back what is removed
-After={UNIT_NAME}
+Description=Watch over {what} and put back what is removed
+After={unit}
 # Stops with it. Wanted by it below, so that it comes back with it too.
-PartOf={UNIT_NAME}
+PartOf={unit}
 
 [Service]
-ExecStart={LOADER} guard
+ExecStart={program} guard
 Restart=on-failure
 RestartSec=5
 CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW
@@ -403,380 +418,29 @@ MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
 
 [Install]
-WantedBy={UNIT_NAME}
+WantedBy={unit}
 """
 
 
 def loader() -> str:
-    return f"""\
-#!/bin/sh
-{HEADER}
-# tproxy-host start: load the files of {CONFIGURATION} and {SYSCTLS}; what is there already stays.
-# tproxy-host stop:  remove the rules and routes again. Sysctls stay as they are.
-# tproxy-host restore: start, if the unit is active; for others' units, which flush.
-# tproxy-host check: say what is not as the files want it, a line each; exit code 0 if nothing, 1 if something,
-#                    3 if another one is at work just now.
-# tproxy-host guard [SECONDS]: check again and again, and start if anything is missing, until `tproxy-host stop`.
-set -u
-export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-configuration={CONFIGURATION}
-sysctls={SYSCTLS}
-names={TABLE_NAME}
-stopped={STOPPED}
-failed=0
-newline='
-'
-
-# The module holds the same lock while it works.
-lock() {{
-    [ -d "$configuration" ] && command -v flock >/dev/null || return 0
-    exec 9<"$configuration"
-    flock "$@" 9
-}}
-
-# Our own rules in the chains of others, as commands that delete them.
-deletions() {{
-    "$1-save" -t mangle | sed -n 's/^-A \\(PREROUTING .*--comment "\\{{0,1\\}}{OWNER}"\\{{0,1\\}} .*\\)$/-D \\1/p'
-}}
-
-# The program that the rules in a file are for.
-program_of() {{
-    program=
-    while read -r _ key program; do
-        [ "$key" != Program: ] || break
-    done <"$1"
-}}
-
-# One transaction: there is no moment without a rule, and no second copy of one.
-load_firewall() {{
-    [ -e "$1" ] || return 0
-    program_of "$1"
-    {{
-        sed -n '/^[*:]/p' "$1"
-        deletions "$program"
-        sed '/^[*:#]/d' "$1"
-    }} | "$program-restore" --noflush --wait=10
-}}
-
-load_nft() {{
-    [ -e "$1" ] || return 0
-    nft -f "$1"
-}}
-
-remove_firewall() {{
-    [ -e "$1" ] || return 0
-    program_of "$1"
-    chain=$(sed -n 's/^:\\([^ ]*\\) .*/\\1/p' "$1")
-    {{
-        echo '*mangle'
-        deletions "$program"
-        if "$program-save" -t mangle | grep -q "^:$chain "; then
-            echo "-F $chain"
-            echo "-X $chain"
-        fi
-        echo COMMIT
-    }} | "$program-restore" --noflush --wait=10
-}}
-
-# The file's own first two lines make sure that there is a table, and delete it.
-remove_nft() {{
-    [ -e "$1" ] || return 0
-    sed -n '/^table .*[^{{]$/p; /^delete table /p' "$1" | nft -f -
-}}
-
-# Our chain must hold our rules and no others, and our jumps must come first, or, where they are appended, be there.
-check_firewall() {{
-    [ -e "$1" ] || return 0
-    program_of "$1"
-    "$program-save" -t mangle 2>/dev/null | awk -v program="$program" '
-        {{ gsub(/"/, ""); gsub(/ipv6-icmp/, "icmpv6"); sub(/ +$/, "") }}
-        FNR == NR && sub(/^-I PREROUTING [0-9]+ /, "-A PREROUTING ") {{ wanted[++jumps] = $0; first = 1; next }}
-        FNR == NR && /^-A PREROUTING / {{ wanted[++jumps] = $0; next }}
-        FNR == NR && /^-A / {{ chain = $2; rules = rules $0 "\\n"; next }}
-        FNR == NR {{ next }}
-        /^-A PREROUTING / {{ found[++count] = $0; there[$0] = 1 }}
-        /^-A / && $2 == chain {{ content = content $0 "\\n" }}
-        END {{
-            if (content != rules) {{ print program " mangle chain " chain ": not as wanted"; wrong = 1 }}
-            for (i = 1; i <= jumps; i++)
-                if (first ? found[i] != wanted[i] : !(wanted[i] in there)) {{
-                    print program " mangle: not in place: " wanted[i]
-                    wrong = 1
-                }}
-            exit wrong
-        }}' "$1" -
-}}
-
-# nft lists the same rule differently from version to version: words are compared, whatever their order.
-check_nft() {{
-    [ -e "$1" ] || return 0
-    table=$(sed -n 's/^delete table //p' "$1")
-    # shellcheck disable=SC2086
-    nft -s -y list table $table 2>/dev/null | awk -v table="$table" '
-        function canonical(line, count, words, i, j, word, text) {{
-            gsub(/[{{}},;"]/, " ", line)
-            gsub(/ipv6-icmp/, "icmpv6", line)
-            gsub(/0x0+/, "0x", line)
-            gsub(/ or /, " | ", line)
-            gsub(/ and /, " \\\\& ", line)
-            count = split(line, words, " ")
-            for (i = 1; i <= count; i++) {{
-                word = words[i]
-                for (j = i - 1; j > 0 && words[j] > word; j--) words[j + 1] = words[j]
-                words[j + 1] = word
-            }}
-            for (i = 1; i <= count; i++) if (words[i] != "meta") text = text " " words[i]
-            return text
-        }}
-        /^#/ || /^delete / || /^table [^{{]*$/ || /^[ \\t}}]*$/ {{ next }}
-        FNR == NR {{ wanted = wanted canonical($0) "\\n"; next }}
-        {{ found = found canonical($0) "\\n" }}
-        END {{ if (found != wanted) {{ print "nft table " table ": " (found ? "not as wanted" : "missing"); exit 1 }} }}
-    ' "$1" -
-}}
-
-# Whether the words of a line of the routing files are in `ip -d rule` or in the table's routes.
-present() {{
-    object=$1
-    shift 2
-    if [ "$object" = route ]; then
-        case $newline$routes in *"$newline$1 $2 $3 $4 $7 $8"[!0-9a-z]*) return 0 ;; esac
-        return 1
-    fi
-    not='' source=all mark='' iif='' table='' protocol=boot
-    while [ $# -gt 0 ]; do
-        case $1 in
-            not) not='not '; shift; continue ;;
-            priority) priority=$2 ;;
-            from) source=$2 ;;
-            fwmark) mark=" fwmark ${{2%/0xffffffff}}" ;;
-            iif) iif=" iif $2" ;;
-            lookup) table=$2 ;;
-            protocol) protocol=$2 ;;
-        esac
-        shift 2
-    done
-    name=$table
-    while read -r number word; do
-        [ "$number" != "$table" ] || name=$word
-    done <"$names"
-    for table in "$table" "$name"; do
-        line="$priority:	${{not}}from $source$mark$iif lookup $table proto $protocol"
-        case $newline$rules$newline in *"$newline$line$newline"* | *"$newline$line $newline"*) return 0 ;; esac
-    done
-    return 1
-}}
-
-look_at_routing() {{
-    # [detached]: the interface is not there just now.
-    rules=$(ip "$1" -d rule 2>/dev/null | sed 's/ \\[detached\\]//g')
-    table=$(sed -n 's/^route .* table \\([0-9]*\\) .*/\\1/p' "$2")
-    routes="$(ip "$1" route show table "$table" 2>/dev/null) "
-}}
-
-load_routing() {{
-    [ -e "$2" ] || return 0
-    result=0
-    look_at_routing "$1" "$2"
-    while read -r object command words; do
-        case $object in ''|'#'*) continue ;; esac
-        # shellcheck disable=SC2086
-        present "$object" "$command" $words && continue
-        # The kernel takes rules that differ in nothing but the protocol for the same.
-        # shellcheck disable=SC2086
-        [ "$object" = route ] || ip "$1" rule del ${{words%% protocol *}} 2>/dev/null
-        # shellcheck disable=SC2086
-        message=$(ip "$1" "$object" "$command" $words 2>&1) && continue
-        echo "ip $1 $object $command $words: $message" >&2
-        result=1
-    done <"$2"
-    return "$result"
-}}
-
-remove_routing() {{
-    [ -e "$2" ] || return 0
-    while read -r object command words; do
-        case $object in ''|'#'*) continue ;; esac
-        # shellcheck disable=SC2086
-        while ip "$1" "$object" del $words 2>/dev/null; do :; done
-    done <"$2"
-}}
-
-check_routing() {{
-    [ -e "$2" ] || return 0
-    result=0
-    look_at_routing "$1" "$2"
-    while read -r object command words; do
-        case $object in ''|'#'*) continue ;; esac
-        # shellcheck disable=SC2086
-        present "$object" "$command" $words && continue
-        echo "ip $1 $object: missing: $words"
-        result=1
-    done <"$2"
-    return "$result"
-}}
-
-# net.ipv4.ip_forward -> net/ipv4/ip_forward
-slashes() {{
-    set -f
-    IFS=.
-    # shellcheck disable=SC2086
-    set -- $1
-    IFS=/
-    path=$*
-    unset IFS
-    set +f
-}}
-
-# FILE FOUND WANTED, separated by tabs, for every value that is not as wanted.
-wrong_sysctls() {{
-    [ -e "$sysctls" ] || return 0
-    while read -r name _ value; do
-        case $name in ''|'#'*) continue ;; */*) path=$name ;; *) slashes "$name" ;; esac
-        for file in /proc/sys/$path; do
-            # An interface that is not there yet takes its values from `default`.
-            [ ! -e "$file" ] || echo "$file $value"
-        done
-    done <"$sysctls" | awk '
-        function value_of(file, line) {{
-            getline line <file
-            close(file)
-            gsub(/[ \\t]+/, " ", line)
-            return line
-        }}
-        # Of several lines for a file the last one counts.
-        {{
-            file = $1
-            sub(/^[^ ]+ /, "")
-            if (!(file in wanted)) order[++count] = file
-            wanted[file] = $0
-        }}
-        END {{
-            for (i = 1; i <= count; i++) {{
-                file = order[i]
-                found = value_of(file)
-                if (found == wanted[file]) continue
-                # The kernel takes the greater one of the interface and all.
-                upper = file
-                if (sub(/[^\\/]+\\/rp_filter$/, "all/rp_filter", upper) && upper != file) {{
-                    top = upper in wanted ? wanted[upper] : value_of(upper)
-                    if (top > found && top == wanted[file]) continue
-                }}
-                print file "\\t" found "\\t" wanted[file]
-            }}
-        }}'
-}}
-
-load_sysctls() {{
-    wrong_sysctls | {{
-        result=0
-        while IFS='	' read -r file _ value; do
-            echo "$value" >"$file" || result=1
-        done
-        exit "$result"
-    }}
-}}
-
-check_sysctls() {{
-    wrong_sysctls | {{
-        result=0
-        while IFS='	' read -r file found value; do
-            echo "sysctl ${{file#/proc/sys/}}: found: $found, wanted: $value"
-            result=1
-        done
-        exit "$result"
-    }}
-}}
-
-start() {{
-    result_of_start=0
-    load_sysctls || result_of_start=1
-    load_routing -4 "$configuration/ip4.batch" || result_of_start=1
-    load_routing -6 "$configuration/ip6.batch" || result_of_start=1
-    load_firewall "$configuration/iptables.rules" || result_of_start=1
-    load_firewall "$configuration/ip6tables.rules" || result_of_start=1
-    load_nft "$configuration/nftables.rules" || result_of_start=1
-    return "$result_of_start"
-}}
-
-check() {{
-    result_of_check=0
-    check_firewall "$configuration/iptables.rules" || result_of_check=1
-    check_firewall "$configuration/ip6tables.rules" || result_of_check=1
-    check_nft "$configuration/nftables.rules" || result_of_check=1
-    check_routing -4 "$configuration/ip4.batch" || result_of_check=1
-    check_routing -6 "$configuration/ip6.batch" || result_of_check=1
-    check_sysctls || result_of_check=1
-    return "$result_of_check"
-}}
-
-# The lines as one.
-log() {{
-    echo "$1" | awk -v ORS='; ' -v end="$2" 'NF {{ print }} END {{ printf "%s\\n", end }}'
-}}
-
-# One line for each repair. What a repair does not help against is said once, and tried again now and then.
-guard() {{
-    hopeless='' looks=0
-    while [ -d "$configuration" ]; do
-        if [ ! -e "$stopped" ] && lock -w 2; then
-            wrong=$(check)
-            looks=$(((looks + 1) % 12))
-            if [ -z "$wrong" ]; then
-                hopeless=
-            elif [ "$wrong" != "$hopeless" ] || [ "$looks" = 0 ]; then
-                said=$(start 2>&1)
-                left=$(check)
-                if [ -z "$left" ]; then
-                    log "$wrong" 'put back'
-                elif [ "$left" != "$wrong" ]; then
-                    log "$wrong" 'partly put back'
-                elif [ "$left" != "$hopeless" ]; then
-                    hopeless=$left
-                    log "$left$newline$said" 'cannot put back'
-                fi
-            fi
-        fi
-        exec 9<&-
-        sleep "${{2-{GUARD_SECONDS}}}"
-    done
-}}
-
-case ${{1-}} in
-    start)
-        lock -w 30
-        rm -f "$stopped"
-        start || failed=1
-        ;;
-    stop)
-        lock -w 30
-        # So that the guard, which may still run, keeps its hands off.
-        [ ! -d "${{stopped%/*}}" ] || : >"$stopped"
-        remove_firewall "$configuration/iptables.rules" || failed=1
-        remove_firewall "$configuration/ip6tables.rules" || failed=1
-        remove_nft "$configuration/nftables.rules" || failed=1
-        remove_routing -4 "$configuration/ip4.batch" || failed=1
-        remove_routing -6 "$configuration/ip6.batch" || failed=1
-        ;;
-    restore)
-        systemctl --quiet is-active {UNIT_NAME} || exit 0
-        lock -w 30
-        start || failed=1
-        ;;
-    check)
-        lock -n -s || exit 3
-        check || failed=1
-        ;;
-    guard)
-        guard "$@"
-        ;;
-    *)
-        echo "usage: tproxy-host start|stop|restore|check|guard" >&2
-        exit 2
-        ;;
-esac
-exit "$failed"
-"""
+    return _loader(
+        program=os.path.basename(LOADER),
+        usage=(
+            f"start: load the files of {CONFIGURATION} and {SYSCTLS}; what is there already stays.",
+            "stop: remove the rules and routes again. Sysctls stay as they are.",
+        ),
+        header=HEADER,
+        owner=OWNER,
+        configuration=CONFIGURATION,
+        sysctls=SYSCTLS,
+        table_name=TABLE_NAME,
+        stopped=STOPPED,
+        guard_seconds=GUARD_SECONDS,
+        nft=os.path.basename(NFT),
+        routing={IP_OPTION[family]: os.path.basename(path) for family, path in ROUTING.items()},
+        iptables=map(os.path.basename, FIREWALL.values()),
+        removes=True,
+    )
 
 
 def files(desired: Desired, advertised: t.Iterable[str]) -> dict[str, str | None]:

@@ -67,10 +67,10 @@ def plan_return_path(snapshot: Snapshot, desired: Desired | None) -> Plan:
     sysctls, remembered = _plan_sysctls(snapshot, desired, ways, changes)
     files = _plan_files(snapshot, desired, ways, changes)
 
-    record: str | None = None
+    record = meanwhile = None
     found = snapshot.files.get(render.RECORD)
     if desired is not None:
-        record = Record(
+        remember = Record(
             gateways={family: str(way.default) for family, way in ways.items() if way.default},
             replaced=replaced,
             table=desired.table if desired.own_table else None,
@@ -83,7 +83,8 @@ def plan_return_path(snapshot: Snapshot, desired: Desired | None) -> Plan:
             directories=tuple(
                 dict.fromkeys((*snapshot.record.directories, *snapshot.missing_directories))
             ),
-        ).dump()
+        )
+        record, meanwhile = remember.dump(), snapshot.record.before(remember).dump()
     if record != found and (desired is None or not changes):
         changes.append(file_change(render.RECORD, found, record))
     if desired is None and found is not None:
@@ -97,6 +98,7 @@ def plan_return_path(snapshot: Snapshot, desired: Desired | None) -> Plan:
         back=back,
         firewall=firewall,
         files=files,
+        record_meanwhile=meanwhile,
         record=record,
         remove_directories=snapshot.record.directories if desired is None else (),
         warnings=warnings,
@@ -210,16 +212,16 @@ def _plan_own(
         if rule in wanted or _recorded_rule(snapshot, family, rule)
     ]
     rules, removed = plan_rules(own, wanted, family, changes)
-    old = snapshot.record.table
-    if old is not None and old != table:
+    for old in sorted(snapshot.record.tables - {table}):
         removed += _plan_table(snapshot, family, old, (), changes)
     return added + rules, removed
 
 
 def _recorded_rule(snapshot: Snapshot, family: str, rule: IpRule) -> bool:
     """Whether we made it, in whatever priority and protocol it drifted to."""
-    recorded = map(_selection, snapshot.record.rules.get(family, ()))
-    return _selection(str(rule)) in set(recorded)
+    return _selection(str(rule)) in {
+        _selection(text) for entry in snapshot.record.known for text in entry.rules.get(family, ())
+    }
 
 
 def _selection(rule: str) -> str:
@@ -230,11 +232,12 @@ def _own_routes(
     snapshot: Snapshot, family: str, table: int, wanted: tuple[Route, ...]
 ) -> dict[str, list[Route]]:
     """destination -> the table's routes that are ours: as wanted, or where the record says so."""
-    recorded = (
-        {_destination(text) for text in snapshot.record.routes.get(family, ())}
-        if snapshot.record.table == table
-        else set()
-    )
+    recorded = {
+        _destination(text)
+        for entry in snapshot.record.known
+        if entry.table == table
+        for text in entry.routes.get(family, ())
+    }
     found: dict[str, list[Route]] = {}
     for route in snapshot.routes.get(family, {}).get(table, ()):
         if route in wanted or route.destination in recorded:
@@ -286,17 +289,19 @@ def _plan_default(
     nothing is wanted those that come back.
     """
     live = list(zip(snapshot.defaults.get(family, ()), snapshot.texts.get(family, ())))
-    recorded = snapshot.record.gateways.get(family)
+    recorded = {
+        entry.gateways[family] for entry in snapshot.record.known if family in entry.gateways
+    }
     remembered = snapshot.record.replaced.get(family, ())
     item = f"{family} default route"
     lines: list[str] = []
 
     if wanted is None:
-        if recorded is None:
+        if not recorded:
             return [], ()
-        own = [text for route, text in live if str(route) == recorded]
+        own = [text for route, text in live if str(route) in recorded]
         # Only what nobody has put back since.
-        others = {text for route, text in live if str(route) != recorded}
+        others = {text for route, text in live if str(route) not in recorded}
         back = [text for text in remembered if text not in others]
         if own or back:
             changes.append(
@@ -309,7 +314,7 @@ def _plan_default(
     rivals = [
         (route, text) for route, text in live if route.metric <= wanted.metric and route != wanted
     ]
-    foreign = tuple(text for route, text in rivals if str(route) != recorded)
+    foreign = tuple(text for route, text in rivals if str(route) not in recorded)
     missing = wanted not in [route for route, _text in live]
     if rivals or missing:
         losers = [text for _route, text in rivals] or [text for _route, text in live]

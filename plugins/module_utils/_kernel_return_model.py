@@ -9,7 +9,7 @@ import ipaddress
 import json
 import re
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
@@ -107,6 +107,8 @@ class Desired:
     mask: int = 0x2
     mac_addresses: tuple[str, ...] = ()
     loose_rp_filter: bool = False
+    # Whether a service watches over all of it.
+    guard: bool = False
 
     @classmethod
     def from_options(cls, options: t.Mapping[str, t.Any]) -> Desired:
@@ -146,6 +148,7 @@ class Desired:
                 dict.fromkeys(_mac_address(value) for value in options["mac_addresses"] or ())
             ),
             loose_rp_filter=bool(options["loose_rp_filter"]),
+            guard=bool(options["guard"]),
         )
 
     @property
@@ -248,9 +251,52 @@ class Record:
     sysctls: t.Mapping[str, str] = field(default_factory=dict)
     # Directories that were not there before us.
     directories: tuple[str, ...] = ()
+    # What runs made before that have not been completed since: all of it may still be there.
+    earlier: tuple[Record, ...] = ()
+
+    @property
+    def known(self) -> tuple[Record, ...]:
+        """Everything of ours that may be on the host, a set of gateways, rules and routes each."""
+        return (replace(self, earlier=()), *self.earlier)
+
+    @property
+    def tables(self) -> set[int]:
+        return {entry.table for entry in self.known if entry.table is not None}
+
+    def before(self, wanted: Record) -> Record:
+        """What to remember until the host is as `wanted`: that, and all that is in this one."""
+        earlier: list[Record] = []
+        for entry in self.known:
+            if entry.made not in (Record(), wanted.made, *earlier):
+                earlier.append(entry.made)
+        return replace(
+            wanted,
+            replaced={
+                family: tuple(
+                    dict.fromkeys(
+                        (*self.replaced.get(family, ()), *wanted.replaced.get(family, ()))
+                    )
+                )
+                for family in FAMILIES
+                if family in self.replaced or family in wanted.replaced
+            },
+            firewall=self.firewall or wanted.firewall,
+            sysctls={**wanted.sysctls, **self.sysctls},
+            earlier=tuple(earlier),
+        )
+
+    @property
+    def made(self) -> Record:
+        """Only what is ours."""
+        return Record(
+            gateways=self.gateways, table=self.table, rules=self.rules, routes=self.routes
+        )
 
     def dump(self) -> str:
-        data = {
+        return json.dumps(self.as_dict(), indent=1, sort_keys=True) + "\n"
+
+    def as_dict(self) -> dict[str, t.Any]:
+        return {
             "version": 2,
             "gateways": dict(self.gateways),
             "replaced": {family: list(texts) for family, texts in self.replaced.items()},
@@ -260,8 +306,8 @@ class Record:
             "firewall": self.firewall,
             "sysctls": dict(self.sysctls),
             "directories": list(self.directories),
+            "earlier": [entry.as_dict() for entry in self.earlier],
         }
-        return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def load(cls, text: str | None, batches: t.Mapping[str, str | None] | None = None) -> Record:
@@ -270,19 +316,23 @@ class Record:
         They say all but what was there before.
         """
         try:
-            data = json.loads(text or "{}")
-            return cls(
-                gateways={str(family): str(route) for family, route in data["gateways"].items()},
-                replaced=_texts(data["replaced"]),
-                table=None if data["table"] is None else int(data["table"]),
-                rules=_texts(data["rules"]),
-                routes=_texts(data["routes"]),
-                firewall=bool(data["firewall"]),
-                sysctls={str(path): str(value) for path, value in data["sysctls"].items()},
-                directories=tuple(map(str, data["directories"])),
-            )
+            return cls._from_dict(json.loads(text or "{}"))
         except (ValueError, KeyError, TypeError, AttributeError):
             return cls._from_batches(batches or {})
+
+    @classmethod
+    def _from_dict(cls, data: t.Mapping[str, t.Any]) -> Record:
+        return cls(
+            gateways={str(family): str(route) for family, route in data["gateways"].items()},
+            replaced=_texts(data["replaced"]),
+            table=None if data["table"] is None else int(data["table"]),
+            rules=_texts(data["rules"]),
+            routes=_texts(data["routes"]),
+            firewall=bool(data["firewall"]),
+            sysctls={str(path): str(value) for path, value in data["sysctls"].items()},
+            directories=tuple(map(str, data["directories"])),
+            earlier=tuple(map(cls._from_dict, data.get("earlier", ()))),
+        )
 
     @classmethod
     def _from_batches(cls, batches: t.Mapping[str, str | None]) -> Record:
@@ -348,6 +398,8 @@ class Plan:
     # Input for `nft -f`.
     firewall: str | None = None
     files: t.Mapping[str, str | None] = field(default_factory=dict)
+    # What is remembered while the steps are made, and once they are.
+    record_meanwhile: str | None = None
     record: str | None = None
     remove_directories: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

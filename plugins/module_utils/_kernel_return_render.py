@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import typing as t
 
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_loader import loader
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
     IpRule,
@@ -16,7 +18,10 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_render import (
     FLUSHERS,
+    GUARD_SECONDS,
+    IP_OPTION,
     drop_in,
+    guard_unit_file,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_return_model import (
     Desired,
@@ -35,8 +40,21 @@ TABLE_NAME = "/etc/iproute2/rt_tables.d/tproxy-backend.conf"
 LOADER = "/usr/local/sbin/tproxy-backend"
 UNIT_NAME = "tproxy-backend.service"
 UNIT = f"/etc/systemd/system/{UNIT_NAME}"
+GUARD_UNIT = "/etc/systemd/system/tproxy-backend-guard.service"
 DROP_INS = {unit: f"/etc/systemd/system/{unit}.d/tproxy-backend.conf" for unit in FLUSHERS}
-FILES = (*BATCHES.values(), MARKS, SYSCTLS, TABLE_NAME, UNIT, *DROP_INS.values(), LOADER)
+# Is there while the unit is stopped by hand.
+STOPPED = "/var/lib/tproxy-backend/stopped"
+FILES = (
+    *BATCHES.values(),
+    MARKS,
+    SYSCTLS,
+    TABLE_NAME,
+    UNIT,
+    GUARD_UNIT,
+    *DROP_INS.values(),
+    LOADER,
+    STOPPED,
+)
 RECORD = "/var/lib/tproxy-backend/state.json"
 
 NFT_TABLE = "inet tproxy_backend"
@@ -156,6 +174,8 @@ def files(desired: Desired, ways: t.Mapping[str, Way]) -> dict[str, str | None]:
     if desired.own_table:
         wanted[TABLE_NAME] = f"{HEADER}\n{desired.table} {desired.table_name}\n"
     wanted[UNIT] = _unit()
+    if desired.guard:
+        wanted[GUARD_UNIT] = guard_unit_file(UNIT_NAME, LOADER, HEADER, "the way back to the proxy")
     for unit, path in DROP_INS.items() if desired.marks else ():
         wanted[path] = drop_in(unit, f"{LOADER} restore", HEADER)
     wanted[LOADER] = _loader()
@@ -179,8 +199,9 @@ StartLimitIntervalSec=0
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart={LOADER}
-ExecReload={LOADER}
+ExecStart={LOADER} start
+ExecReload={LOADER} start
+ExecStop={LOADER} stop
 Restart=on-failure
 RestartSec=2
 
@@ -190,45 +211,21 @@ WantedBy=multi-user.target {managers}
 
 
 def _loader() -> str:
-    return f"""\
-#!/bin/sh
-{HEADER}
-# tproxy-backend: load the files of {CONFIGURATION} and {SYSCTLS}; what is there already stays.
-# What fails does not keep the rest from being loaded.
-# tproxy-backend restore: the same, if the unit is active; for others' units, which flush.
-set -u
-export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-failed=0
-if [ "${{1-}}" = restore ]; then
-    systemctl --quiet is-active {UNIT_NAME} || exit 0
-fi
-
-load_routing() {{
-    [ -e "$2" ] || return 0
-    while read -r object command words; do
-        case $object in ''|'#'*) continue ;; esac
-        # shellcheck disable=SC2086
-        message=$(ip "$1" "$object" "$command" $words 2>&1) && continue
-        case "$command $message" in
-            'add '*'File exists'*) ;;
-            *) echo "ip $1 $object $command $words: $message" >&2; failed=1 ;;
-        esac
-    done <"$2"
-}}
-
-load_sysctls() {{
-    [ -e "$1" ] || return 0
-    while read -r name _ value; do
-        case $name in ''|'#'*) continue ;; */*) path=$name ;; *) path=$(echo "$name" | tr . /) ;; esac
-        echo "$value" >"/proc/sys/$path" || failed=1
-    done <"$1"
-}}
-
-load_sysctls {SYSCTLS}
-load_routing -4 {BATCHES["ipv4"]}
-load_routing -6 {BATCHES["ipv6"]}
-if [ -e {MARKS} ]; then
-    nft -f {MARKS} || failed=1
-fi
-exit "$failed"
-"""
+    return loader(
+        program=os.path.basename(LOADER),
+        usage=(
+            f"start: load the files of {CONFIGURATION} and {SYSCTLS}; what is there already stays, and "
+            "what fails does not keep the rest from being loaded.",
+            "stop: only note that what is gone shall not be put back; nothing is taken away.",
+        ),
+        header=HEADER,
+        owner=OWNER,
+        configuration=CONFIGURATION,
+        sysctls=SYSCTLS,
+        table_name=TABLE_NAME,
+        stopped=STOPPED,
+        guard_seconds=GUARD_SECONDS,
+        nft=os.path.basename(MARKS),
+        routing={IP_OPTION[family]: os.path.basename(path) for family, path in BATCHES.items()},
+        removes=False,
+    )

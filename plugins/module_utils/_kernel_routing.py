@@ -21,14 +21,16 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
 )
 
 
-def _own_rule(rule: IpRule, exact: Desired | None, recorded: Desired | None) -> bool:
+def _own_rule(rule: IpRule, exact: t.Iterable[Desired], recorded: t.Iterable[Desired]) -> bool:
     """Ours by all its fields; where the record says that we made such rules also by its meaning: our
     mark to our table, in whatever detail it drifted, or our rule to another table.
     """
-    if exact is not None and rule in render.ip_rules(exact):
-        return True
-    if recorded is None:
-        return False
+    return any(rule in render.ip_rules(entry) for entry in exact) or any(
+        _means(rule, entry) for entry in recorded
+    )
+
+
+def _means(rule: IpRule, recorded: Desired) -> bool:
     same_mark = rule.mark == recorded.mark and rule.mask == recorded.mask
     plain = not rule.inverted and rule.source == "all" and not rule.other
     guards = rule.table == TABLE_MAIN and rule.iif == "lo"
@@ -37,14 +39,19 @@ def _own_rule(rule: IpRule, exact: Desired | None, recorded: Desired | None) -> 
 
 
 def _own_routes(
-    snapshot: Snapshot, family: str, table: int, exact: Desired | None, recorded: Desired | None
+    snapshot: Snapshot,
+    family: str,
+    table: int,
+    exact: t.Iterable[Desired],
+    recorded: t.Iterable[Desired],
 ) -> list[Route]:
     """The table's routes that are ours, told as the rules are."""
+    wanted = [render.route(entry, family) for entry in exact if entry.table == table]
+    by_meaning = any(entry.table == table for entry in recorded)
     return [
-        entry
-        for entry in snapshot.routes.get(family, {}).get(table, ())
-        if (exact is not None and exact.table == table and entry == render.route(exact, family))
-        or (recorded is not None and recorded.table == table and _delivers(entry))
+        route
+        for route in snapshot.routes.get(family, {}).get(table, ())
+        if route in wanted or (by_meaning and _delivers(route))
     ]
 
 
@@ -62,8 +69,8 @@ def plan_routing(
     lines: list[str] = []
     removals: list[str] = []
     previous = snapshot.recorded(family)
-    exact = previous if guessed else desired
-    recorded = None if guessed else previous
+    new = () if desired is None else (desired,)
+    exact, recorded = (previous, ()) if guessed else (new, previous)
 
     if desired is not None:
         target = render.route(desired, family)
@@ -87,12 +94,8 @@ def plan_routing(
                 removals.append(
                     f"route del local default dev lo table {desired.table} metric {entry.metric}"
                 )
-    old = (
-        previous.table
-        if previous is not None and (desired is None or previous.table != desired.table)
-        else None
-    )
-    if old is not None:
+    tables = {entry.table for entry in previous} - {entry.table for entry in new}
+    for old in sorted(tables):
         for entry in _own_routes(snapshot, family, old, exact, recorded):
             changes.append(Change(f"{family} route in table {old}", str(entry), ""))
             metric = f" metric {entry.metric}" if entry.metric else ""
@@ -188,7 +191,7 @@ def refuse_routing(snapshot: Snapshot, desired: Desired, family: str) -> None:
     """Raises InputError for rules and routes of others in the way of ours."""
     recorded = snapshot.recorded(family)
     for rule in snapshot.rules.get(family, ()):
-        if _own_rule(rule, desired, recorded):
+        if _own_rule(rule, (desired,), recorded):
             continue
         if uses_mark(rule, desired.mark, desired.mask):
             raise InputError(
@@ -205,7 +208,7 @@ def refuse_routing(snapshot: Snapshot, desired: Desired, family: str) -> None:
                 option="table",
                 found=[str(rule)],
             )
-    own = _own_routes(snapshot, family, desired.table, desired, recorded)
+    own = _own_routes(snapshot, family, desired.table, (desired,), recorded)
     foreign = [
         entry
         for entry in snapshot.routes.get(family, {}).get(desired.table, ())

@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import ipaddress
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import typing as t
@@ -45,11 +43,6 @@ DEFAULT_SERVICE = "haproxy.service"
 
 # Documentation addresses (RFC 5737, RFC 3849): clients that no rule was made for.
 CLIENTS = {"ipv4": "192.0.2.77", "ipv6": "2001:db8::77"}
-# ip(7), ipv6(7).
-_TRANSPARENT = {
-    "ipv4": (socket.AF_INET, socket.IPPROTO_IP, 19, "IP_TRANSPARENT"),
-    "ipv6": (socket.AF_INET6, socket.IPPROTO_IPV6, 75, "IPV6_TRANSPARENT"),
-}
 _SYSCTLS = (
     "net/ipv4/conf/*/rp_filter",
     "net/ipv4/conf/*/src_valid_mark",
@@ -149,7 +142,7 @@ class Surveyor:
         groups: t.Container[str] = ("kernel", "rules", "filters", "haproxy", "boot", "limits"),
     ) -> Survey:
         """`clients` are addresses that rules of others are looked up for."""
-        instances = self.instances(pid_file, service)
+        instances = self.instances(pid_file, service, haproxy_path)
         configuration = self.configuration(config, instances)
         targets = (
             configuration.targets() if isinstance(configuration, haproxy.Configuration) else ()
@@ -224,16 +217,8 @@ class Surveyor:
 
     def socket(self, family: str) -> Seen[str]:
         """What is wrong with sockets that take a foreign address; empty if nothing."""
-        kind, level, option, name = _TRANSPARENT[family]
-        try:
-            with socket.socket(kind, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(level, option, 1)
-                probe.bind((CLIENTS[family], 0))
-        except OSError as exc:
-            if exc.errno in (errno.EPERM, errno.EACCES):
-                return Unseen(f"{name}: {exc.strerror}; only root may try this")
-            return f"{name}: {exc.strerror}"
-        return ""
+        reason, only_rights = self.host.foreign_address(family)
+        return Unseen(f"{reason}; only root may try this") if only_rights else reason
 
     def support(self, desired: Desired, family: str, sockets: Seen[str]) -> Seen[str]:
         """What the kernel lacks of the very rules; empty if nothing."""
@@ -377,17 +362,15 @@ class Surveyor:
     # HAProxy
 
     def instances(
-        self, pid_file: str | None, service: str | None
+        self, pid_file: str | None, service: str | None, path: str | None = None
     ) -> Seen[tuple[haproxy.Instance, ...]]:
-        """The HAProxy that is meant: of this network namespace, of the pid file or of the service."""
-        try:
-            processes = self._processes()
-        except OSError as exc:
-            return Unseen(f"cannot read /proc: {exc.strerror}")
-        if isinstance(processes, Unseen):
-            return processes
-        found = haproxy.instances(processes)
+        """The HAProxy that is meant: of this network namespace, of the pid file or of the service.
+
+        It may be called anything if it is the program at `path`, or the service's.
+        """
         wanted: int | None = None
+        # A program that is HAProxy's whatever its name is.
+        program = os.path.realpath(path) if path is not None else None
         if pid_file is not None:
             text = self.text(pid_file)
             if isinstance(text, Unseen):
@@ -407,12 +390,33 @@ class Surveyor:
                 )
             if pid.isdecimal() and (service is not None or int(pid)):
                 wanted = int(pid)
+                # A unit may start a program of any name, and also one that starts HAProxy elsewhere.
+                if haproxy.Process(wanted, 0, self._arguments(pid)).files:
+                    program = program or self._program(pid)
+        try:
+            processes = self._processes(program)
+        except OSError as exc:
+            return Unseen(f"cannot read /proc: {exc.strerror}")
+        if isinstance(processes, Unseen):
+            return processes
+        found = haproxy.instances(processes)
         if wanted is None:
             return found
         meant = tuple(entry for entry in found if entry.master.pid == wanted)
         return meant if meant or pid_file is not None or service is not None else found
 
-    def _processes(self) -> Seen[list[haproxy.Process]]:
+    def _arguments(self, pid: str) -> tuple[str, ...]:
+        """None of a process that has ended and was not collected yet."""
+        words = self.text(f"/proc/{pid}/cmdline")
+        return tuple(words.rstrip("\0").split("\0")) if isinstance(words, str) and words else ()
+
+    def _program(self, pid: str) -> str | None:
+        try:
+            return os.readlink(f"/proc/{pid}/exe")
+        except OSError:
+            return None
+
+    def _processes(self, program: str | None) -> Seen[list[haproxy.Process]]:
         here = os.readlink("/proc/self/ns/net")
         listening = self._listening()
         found: list[haproxy.Process] = []
@@ -421,7 +425,9 @@ class Surveyor:
             if not name.isdecimal():
                 continue
             command = self.text(f"/proc/{name}/comm")
-            if not isinstance(command, str) or not command.startswith("haproxy"):
+            if not (isinstance(command, str) and haproxy.is_name(command.rstrip("\n"))) and (
+                program is None or self._program(name) != program
+            ):
                 continue
             try:
                 if os.readlink(f"/proc/{name}/ns/net") != here:
@@ -431,16 +437,16 @@ class Surveyor:
                 continue
             except OSError:
                 continue
-            text, words = self.text(f"/proc/{name}/status"), self.text(f"/proc/{name}/cmdline")
-            # A process that ends meanwhile, or has ended and was not collected yet.
-            if isinstance(text, Unseen) or isinstance(words, Unseen) or not words:
+            text, words = self.text(f"/proc/{name}/status"), self._arguments(name)
+            # A process that ends meanwhile.
+            if isinstance(text, Unseen) or not words:
                 continue
             parent, uid, capabilities = haproxy.status(text)
             found.append(
                 haproxy.Process(
                     int(name),
                     parent or 0,
-                    tuple(words.rstrip("\0").split("\0")),
+                    words,
                     uid,
                     capabilities,
                     self._accepting(name, listening),

@@ -96,10 +96,12 @@ def plan_sysctls(
         now[path] = value
 
     own = {path for path, _value in desired.sysctls} if desired else set()
+    # What goes back below counts as it will be.
+    going = {path: value for path, (value, _cause) in remembered.items() if path not in wanted}
     for path, value in wanted.items():
         # With the values so far: writing `all` may have written this one too. What the user gave by name is
         # wanted to the letter.
-        if now[path] == value or (path not in own and _effective(path, now) == value):
+        if now[path] == value or (path not in own and _effective(path, {**now, **going}) == value):
             continue
         found = before[path]
         if _effective(path, before) != found:
@@ -153,14 +155,24 @@ def refuse_sysctls(snapshot: Snapshot, desired: Desired) -> None:
         )
     for interface in desired.incoming if desired.rp_filter is not None else ():
         path = f"net/ipv4/conf/{interface}/rp_filter"
-        strict = snapshot.sysctls.get(above(path) or path, "0")
-        if "ipv4" in desired.families and int(strict) > int(desired.rp_filter or 0):
+        upper = above(path) or path
+        # What it will be: a value of ours goes back to the one before us.
+        strict = {
+            **snapshot.sysctls,
+            **{name: value for name, value, _cause in snapshot.record.sysctls},
+            **dict(desired.sysctls),
+        }.get(upper, "0")
+        if (
+            "ipv4" in desired.families
+            and strict.isdecimal()
+            and int(strict) > int(desired.rp_filter or 0)
+        ):
             raise InputError(
-                f"rp_filter: {sysctl_name(above(path) or path)} is {strict}, and the kernel takes the "
+                f"rp_filter: {sysctl_name(upper)} is {strict}, and the kernel takes the "
                 f"greater one of all and {interface}, so {interface} cannot have {desired.rp_filter}; "
                 "lower that of all yourself, as it also protects the other interfaces, or take 2",
                 option="rp_filter",
-                found=[f"{sysctl_name(above(path) or path)} = {strict}"],
+                found=[f"{sysctl_name(upper)} = {strict}"],
             )
 
 

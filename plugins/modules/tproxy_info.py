@@ -20,10 +20,142 @@ options:
   rules:
     description:
       - The options of M(clearproxy.haproxy.tproxy_rules) to compare the host with, as they were given
-        to that module; what is not among them has that module's default. C(state) is ignored.
+        to that module; what is not among them has that module's default.
       - Not given, the host is compared with the record that the module left, or with its defaults
         where it never ran.
     type: dict
+    suboptions:
+      state:
+        description: Is ignored.
+        type: str
+        choices: [present, absent]
+        default: present
+      firewall:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:firewall).
+        type: str
+        choices: [iptables, iptables-nft, iptables-legacy, nftables, auto]
+        default: iptables
+      families:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:families).
+        type: list
+        elements: str
+        choices: [ipv4, ipv6]
+        default: [ipv4, ipv6]
+      mark:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:mark).
+        type: str
+        default: '0x1'
+      mask:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:mask).
+        type: str
+        default: '0x1'
+      table:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:table).
+        type: int
+        default: 100
+      table_name:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:table_name).
+        type: str
+        default: haproxy_tproxy
+      rule_priority:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:rule_priority).
+        type: int
+        default: 100
+      chain:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:chain).
+        type: str
+        default: DIVERT
+      nft_table:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:nft_table).
+        type: str
+        default: haproxy_tproxy
+      position:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:position).
+        type: str
+        choices: [first, last]
+        default: first
+      socket_match:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:socket_match).
+        type: str
+        choices: [transparent, any]
+        default: transparent
+      icmp:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:icmp).
+        type: bool
+        default: true
+      guard_rule:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:guard_rule).
+        type: bool
+        default: true
+      rule_protocol:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:rule_protocol).
+        type: str
+        choices: [kernel, boot, static]
+        default: kernel
+      interfaces:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:interfaces).
+        type: list
+        elements: str
+        default: []
+      forwarding:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:forwarding).
+        type: bool
+      send_redirects:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:send_redirects).
+        type: bool
+      rp_filter:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:rp_filter).
+        type: int
+        choices: [0, 1, 2]
+      guard:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:guard).
+        type: bool
+        default: false
+      intercepts:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:intercepts).
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          ports:
+            description: See O(clearproxy.haproxy.tproxy_rules#module:intercepts[].ports).
+            type: list
+            elements: str
+            required: true
+            aliases: [port]
+          to_port:
+            description: See O(clearproxy.haproxy.tproxy_rules#module:intercepts[].to_port).
+            type: int
+            required: true
+          protocol:
+            description: See O(clearproxy.haproxy.tproxy_rules#module:intercepts[].protocol).
+            type: str
+            choices: [tcp]
+            default: tcp
+          families:
+            description: See O(clearproxy.haproxy.tproxy_rules#module:intercepts[].families).
+            type: list
+            elements: str
+            choices: [ipv4, ipv6]
+          destinations:
+            description: See O(clearproxy.haproxy.tproxy_rules#module:intercepts[].destinations).
+            type: list
+            elements: str
+            default: []
+          sources:
+            description: See O(clearproxy.haproxy.tproxy_rules#module:intercepts[].sources).
+            type: list
+            elements: str
+            default: []
+          interfaces:
+            description: See O(clearproxy.haproxy.tproxy_rules#module:intercepts[].interfaces).
+            type: list
+            elements: str
+            default: []
+      sysctls:
+        description: See O(clearproxy.haproxy.tproxy_rules#module:sysctls).
+        type: dict
+        default: {}
   gather:
     description:
       - The groups of checks to make. V(kernel), V(rules) and V(boot) fit a host on which HAProxy is
@@ -195,6 +327,10 @@ notes:
   - "V(unit_enabled) (boot): The unit that restores the rules is enabled. Otherwise C(systemctl
     enable tproxy-host.service)."
   - "V(unit_active) (boot): It is active. Otherwise start it and read its log."
+  - "V(firewall_reload) (boot): The rules are in no tables that firewalld up to 1.x empties when
+    C(firewall-cmd --reload) is run, which systemd is not told of, or the guard puts them back.
+    Otherwise run M(clearproxy.haproxy.tproxy_rules) with C(guard=true) or
+    C(firewall=nftables)."
   - "V(free_ports) (limits): The client with the most connections to one server has used less
     than 90 % of its ports. Otherwise widen C(net.ipv4.ip_local_port_range), or reuse
     connections."
@@ -305,6 +441,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_probe as probing
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error, InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_arguments import RULES
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_check import (
     UNKNOWN,
     Check,
@@ -381,7 +518,7 @@ def _desired(rules: dict[str, t.Any] | None, host: Host) -> Desired:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "rules": {"type": "dict"},
+            "rules": {"type": "dict", "options": RULES},
             "gather": {
                 "type": "list",
                 "elements": "str",

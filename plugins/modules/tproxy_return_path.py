@@ -120,6 +120,16 @@ options:
       - V(false) refuses to go on where the filter is strict.
     type: bool
     default: false
+  guard:
+    description:
+      - Whether C(tproxy-backend-guard.service) is written, which looks every few seconds whether
+        anything is missing, and puts it back within 10 seconds, without Ansible. The kernel forgets
+        the routes over an interface that goes down, and no unit hears when it comes up again. The
+        role P(clearproxy.haproxy.tproxy_backend#role) enables the service.
+      - Its log has one line for each repair. After C(systemctl stop tproxy-backend) it keeps its
+        hands off until C(systemctl start tproxy-backend).
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -200,6 +210,7 @@ unseen:
   elements: str
 """
 
+import contextlib
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -233,14 +244,15 @@ def run(options: dict[str, t.Any], *, check_mode: bool) -> dict[str, t.Any]:
         host.probe_return_path(plan)
         return plan
 
-    answer = carry_out(
-        lambda: host.read_return_path(desired),
-        plan_from,
-        host.apply_return_path,
-        check_mode=check_mode,
-        unit=render.UNIT,
-        record=render.RECORD,
-    )
+    with contextlib.nullcontext() if check_mode else host.alone(render.CONFIGURATION):
+        answer = carry_out(
+            lambda: host.read_return_path(desired),
+            plan_from,
+            host.apply_return_path,
+            check_mode=check_mode,
+            unit=render.UNIT,
+            record=render.RECORD,
+        )
     return {**answer, "unseen": host.unseen}
 
 
@@ -259,6 +271,7 @@ def main() -> None:
             "mask": {"type": "str", "default": "0x2"},
             "mac_addresses": {"type": "list", "elements": "str", "default": []},
             "loose_rp_filter": {"type": "bool", "default": False},
+            "guard": {"type": "bool", "default": False},
         },
         required_if=[("state", "present", ("gateways",))],
         supports_check_mode=True,

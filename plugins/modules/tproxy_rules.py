@@ -59,6 +59,8 @@ options:
     description:
       - The bits of the mark that are set and looked at; all others are left to others. A 32-bit
         number like V(0x1), not 0.
+      - A rule of others that sets one of them is refused. One of nft whose mark comes from a named
+        map, or is otherwise not known beforehand, is warned about.
     type: str
     default: '0x1'
   table:
@@ -148,7 +150,7 @@ options:
         need it for everything else than proxied connections when the proxy is their gateway. Not
         given, it is left alone.
       - Before IPv6 forwarding is switched on, interfaces that use router advertisements get
-        C(accept_ra=2); otherwise the host would lose its default route.
+        C(accept_ra=2); otherwise the host would lose its default route and its addresses.
     type: bool
   send_redirects:
     description:
@@ -167,6 +169,9 @@ options:
         the interface that its packets come in at. Where it does not, V(2) is right.
       - With O(interfaces), a value lower than that of C(all) is refused, because C(all) protects
         the other interfaces too.
+      - One of the O(interfaces) that comes later gets the value from udev, whose rule of systemd
+        runs C(systemd-sysctl) for every new interface. Where there is no udev, as in containers,
+        it gets the value from O(guard), or from the next run.
     type: int
     choices: [0, 1, 2]
   guard:
@@ -334,6 +339,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_arguments import RULES
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_host import Host
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_plan import plan_host
@@ -360,65 +366,7 @@ def run(options: dict[str, t.Any], *, check_mode: bool) -> dict[str, t.Any]:
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "firewall": {
-                "type": "str",
-                "choices": ["iptables", "iptables-nft", "iptables-legacy", "nftables", "auto"],
-                "default": "iptables",
-            },
-            "families": {
-                "type": "list",
-                "elements": "str",
-                "choices": ["ipv4", "ipv6"],
-                "default": ["ipv4", "ipv6"],
-            },
-            "mark": {"type": "str", "default": "0x1"},
-            "mask": {"type": "str", "default": "0x1"},
-            "table": {"type": "int", "default": 100},
-            "table_name": {"type": "str", "default": "haproxy_tproxy"},
-            "rule_priority": {"type": "int", "default": 100},
-            "chain": {"type": "str", "default": "DIVERT"},
-            "nft_table": {"type": "str", "default": "haproxy_tproxy"},
-            "position": {"type": "str", "choices": ["first", "last"], "default": "first"},
-            "socket_match": {
-                "type": "str",
-                "choices": ["transparent", "any"],
-                "default": "transparent",
-            },
-            "icmp": {"type": "bool", "default": True},
-            "guard_rule": {"type": "bool", "default": True},
-            "rule_protocol": {
-                "type": "str",
-                "choices": ["kernel", "boot", "static"],
-                "default": "kernel",
-            },
-            "interfaces": {"type": "list", "elements": "str", "default": []},
-            "forwarding": {"type": "bool"},
-            "send_redirects": {"type": "bool"},
-            "rp_filter": {"type": "int", "choices": [0, 1, 2]},
-            "guard": {"type": "bool", "default": False},
-            "intercepts": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "ports": {
-                        "type": "list",
-                        "elements": "str",
-                        "required": True,
-                        "aliases": ["port"],
-                    },
-                    "to_port": {"type": "int", "required": True},
-                    "protocol": {"type": "str", "choices": ["tcp"], "default": "tcp"},
-                    "families": {"type": "list", "elements": "str", "choices": ["ipv4", "ipv6"]},
-                    "destinations": {"type": "list", "elements": "str", "default": []},
-                    "sources": {"type": "list", "elements": "str", "default": []},
-                    "interfaces": {"type": "list", "elements": "str", "default": []},
-                },
-            },
-            "sysctls": {"type": "dict", "default": {}},
-        },
+        argument_spec=RULES,
         supports_check_mode=True,
     )
     try:

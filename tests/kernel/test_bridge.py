@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import typing as t
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from hosts import Host, Network, items
 from intercepted import Routed, ask, serve, start
 
+REPO = Path(__file__).parents[2]
 FIREWALLS = ["iptables", "nftables"]
 CATCH: list[dict[str, t.Any]] = [{"ports": ["80"], "to_port": 3129}]
 NETFILTER = "/proc/sys/net/bridge/bridge-nf-call-ip"
@@ -158,7 +160,7 @@ def test_a_bridge_between_clients_and_servers(tmp_path: Path) -> None:
             # Without them the bridge passes everything on, and IP sees nothing of it.
             talk(client)
             assert running.expect(0) == []
-            proxy.run("nft", "-f", "-", text=UP.replace("MAC", mac(proxy, "br0")))
+            proxy.run("nft", "-f", "-", text=documented().replace("MAC", mac(proxy, "br0")))
             talk(client)
             assert running.expect(2) == [
                 "any 10.9.1.11 10.9.1.21 80",
@@ -171,16 +173,11 @@ def test_a_bridge_between_clients_and_servers(tmp_path: Path) -> None:
             host.close()
 
 
-# Both ways: what clients send to the port, and what servers answer HAProxy in the clients' names.
-UP = """
-table bridge up {
-    chain prerouting {
-        type filter hook prerouting priority -300; policy accept;
-        tcp dport 80 ether daddr set MAC meta pkttype set host
-        tcp sport 80 ether daddr set MAC meta pkttype set host
-    }
-}
-"""
+def documented() -> str:
+    """The guide's rules that send frames up to IP."""
+    guide = (REPO / "docs/docsite/rst/guide_transparent.rst").read_text(encoding="utf-8")
+    (rules,) = re.findall(r"^   table bridge .*?^   \}$", guide, re.MULTILINE | re.DOTALL)
+    return t.cast("str", rules)
 
 
 def mac(host: Host, interface: str) -> str:

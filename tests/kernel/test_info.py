@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 import typing as t
@@ -60,9 +61,11 @@ class Site:
         self.proxy.sh("mkdir -p /etc/haproxy")
         self.proxy.run("tee", PATH, text=text)
 
-    def start(self, text: str, *prefix: str, wait: bool = True) -> None:
+    def start(
+        self, text: str, *prefix: str, wait: bool = True, program: Path | None = None
+    ) -> None:
         self.write(text)
-        binary = binaries() / self.version / "run"
+        binary = program or binaries() / self.version / "run"
         with open(self.directory / "haproxy.log", "w", encoding="utf-8") as log:
             self.haproxy = subprocess.Popen(
                 self.proxy.command(*prefix, str(binary), "-W", "-f", PATH),
@@ -431,9 +434,9 @@ def test_marks_that_other_software_looks_at(site: Site) -> None:
             site.proxy.sh(f"echo 0 >{key}")
         # firewalld's IPv6_rpfilter.
         site.proxy.sh(
-            "nft add table inet firewalld\n"
-            "nft 'add chain inet firewalld p { type filter hook prerouting priority 10; }'\n"
-            "nft add rule inet firewalld p meta nfproto ipv6 fib saddr . mark . iif oif missing drop"
+            "nft add table inet theirs\n"
+            "nft 'add chain inet theirs p { type filter hook prerouting priority 10; }'\n"
+            "nft add rule inet theirs p meta nfproto ipv6 fib saddr . mark . iif oif missing drop"
         )
         found = site.info(gather=GATHER)
         assert failed(found) == [("prerouting_filter", "ipv6")], bad(found)
@@ -443,8 +446,24 @@ def test_marks_that_other_software_looks_at(site: Site) -> None:
         assert failed(site.info(gather=GATHER)) == []
         broken_as_said(site, [], [])
     finally:
-        site.proxy.sh("nft delete table inet firewalld", check=False)
+        site.proxy.sh("nft delete table inet theirs", check=False)
         site.proxy.sh("".join(f"echo 0 >{key}\n" for key in keys))
+        site.proxy.module()
+
+
+def test_a_reload_of_firewalld_that_systemd_is_not_told_of(site: Site) -> None:
+    site.proxy.sh("nft add table inet firewalld")
+    try:
+        (warning,) = site.proxy.module(check=True)["warnings"]
+        assert "guard=true or firewall=nftables" in warning
+        found = site.info(gather=GATHER)
+        assert failed(found) == [("firewall_reload", "")], bad(found)
+        for options in ({"guard": True}, {"firewall": "nftables"}):
+            answer = site.proxy.module(**options)
+            assert answer["warnings"] == []
+            assert failed(site.info(gather=GATHER)) == []
+    finally:
+        site.proxy.sh("nft delete table inet firewalld")
         site.proxy.module()
 
 
@@ -626,6 +645,33 @@ def test_haproxy_does_not_run(site: Site) -> None:
         assert not found["transparent"]
         assert checks(found, "worker_capability")[0]["status"] == "unknown"
     finally:
+        site.start(configured("3.2"))
+
+
+def test_a_program_is_not_haproxy_because_of_its_name(site: Site, tmp_path: Path) -> None:
+    """Software about HAProxy is called like it, and HAProxy may be called anything."""
+    exporter, other = tmp_path / "haproxy_exporter", tmp_path / "balancer"
+    shutil.copy("/bin/sleep", exporter)
+    shutil.copy(binaries() / "3.2" / "root" / "usr" / "sbin" / "haproxy", other)
+    site.stop()
+    beside = subprocess.Popen(site.proxy.command(str(exporter), "60"))
+    try:
+        found = site.info(gather=["haproxy"], haproxy=str(other), config=[PATH])
+        assert failed(found) == [("haproxy_running", "")], bad(found)
+        site.start(configured("3.2"), program=other)
+        assert failed(site.info(gather=["haproxy"], haproxy=str(other))) == []
+        assert ("haproxy_running", "") in failed(site.info(gather=["haproxy"], config=[PATH]))
+        # No systemd runs here; this is all that it is asked.
+        assert site.haproxy is not None
+        systemctl = f"#!/bin/sh\ncase $1 in show) echo {site.haproxy.pid} ;; esac\n"
+        site.proxy.run("tee", "/usr/local/sbin/systemctl", text=systemctl)
+        site.proxy.sh("chmod 755 /usr/local/sbin/systemctl")
+        assert failed(site.info(gather=["haproxy"])) == []
+    finally:
+        site.proxy.sh("rm -f /usr/local/sbin/systemctl")
+        beside.kill()
+        beside.wait()
+        site.stop()
         site.start(configured("3.2"))
 
 

@@ -185,6 +185,32 @@ def test_several_ports_of_haproxy(network: Routed, haproxy: HAProxy, firewall: s
 
 
 @pytest.mark.parametrize("firewall", FIREWALLS)
+def test_a_mark_of_some_bits_of_the_mask(network: Routed, haproxy: HAProxy, firewall: str) -> None:
+    """Bits of the mask that the mark lacks are cleared, bits outside are left to others."""
+    options = {"firewall": firewall, "mark": "0x10", "mask": "0x30", "intercepts": CATCH}
+    network.proxy.module(**options)
+    assert items(network.proxy.module(**options)) == []
+    others = "type filter hook {} priority {}; meta mark"
+    network.proxy.run(
+        "nft",
+        "table inet theirs {"
+        f" chain before {{ {others.format('prerouting', -300)} set 0x4021; }};"
+        f" chain after {{ {others.format('input', 0)} & 0x4fff 0x4011 counter; }}; }}",
+    )
+    try:
+        assert answers(network, 80) == seen(80)
+        assert haproxy.expect(2) == logged(80)
+        assert "counter packets 0" not in network.proxy.sh("nft list table inet theirs")
+        # Past the marks.
+        assert answers(network, 81) == seen(81)
+        network.proxy.sh("ip rule del priority 101; ip -6 rule del priority 101")
+        assert answers(network, 80, seconds=1) == [None, None]
+    finally:
+        network.proxy.sh("nft delete table inet theirs")
+        network.proxy.module(**options)
+
+
+@pytest.mark.parametrize("firewall", FIREWALLS)
 def test_a_part_of_the_traffic(network: Routed, haproxy: HAProxy, firewall: str) -> None:
     """One server's, from one client; the other server and the other client notice nothing."""
     network.proxy.module(

@@ -14,6 +14,7 @@ import time
 import typing as t
 
 import pytest
+from failing import failing
 from hosts import Host, items
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
@@ -172,6 +173,59 @@ def test_a_run_that_ended_in_the_middle(host: Host, name: str, action: str) -> N
     same(before, everything(host))
 
 
+OTHERWISE = {
+    "mark": "0x100",
+    "mask": "0x300",
+    "table": 4100,
+    "table_name": "elsewhere",
+    "rule_priority": 7000,
+    "chain": "TO_HAPROXY",
+    "nft_table": "another",
+    "forwarding": None,
+}
+# From what to what; nothing of either may be left.
+TURNS: dict[str, tuple[dict[str, t.Any], dict[str, t.Any]]] = {
+    "to nftables": ({}, {**OTHERWISE, "firewall": "nftables"}),
+    "to iptables-legacy": (
+        {"firewall": "nftables", "rule_protocol": "static"},
+        {**OTHERWISE, "firewall": "iptables-legacy", "interfaces": ["back"], "families": ["ipv6"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_a_run_that_ended_in_the_middle_forgets_nothing(host: Host, name: str) -> None:
+    """Each step of the second run fails in turn; what either has made by then is known to the third, and to absent."""
+    host.sh(FOREIGN)
+    first, second = TURNS[name]
+    before = everything(host)
+    with failing(host, 0) as calls:
+        host.module(**first)
+        made = calls()
+        host.module(**second)
+        steps = calls() - made
+        host.module(state="absent")
+    assert steps >= 4
+    for number in range(made + 1, made + steps + 1):
+        with failing(host, number):
+            runs = (first, second, second, {**second, "check": True}, {"state": "absent"})
+            answers = host.modules(*(("tproxy_rules", options) for options in runs))
+        assert "msg" in answers[1], number
+        assert items(answers[2]), number
+        assert items(answers[3]) == [], number
+        same(before, everything(host))
+
+
+def test_absent_after_two_runs_that_ended_in_the_middle(host: Host) -> None:
+    before = everything(host)
+    host.module(firewall="nftables")
+    for options in (OTHERWISE, {"chain": "THIRD", "table": 7, "rule_priority": 70}):
+        with interrupted(host, "ip6tables-restore", "--noflush", "exit 1"):
+            assert "msg" in host.module(**options)
+    host.module(state="absent")
+    same(before, everything(host))
+
+
 def test_absent_with_a_lost_record(host: Host) -> None:
     """Only the sysctls' old values are lost with it."""
     host.sh(FOREIGN)
@@ -265,6 +319,90 @@ def test_the_guard_respects_stop(host: Host) -> None:
     host.sh("tproxy-host stop")
     assert f"file {render.STOPPED}" in items(host.module(guard=True))
     assert items(host.module(check=True, guard=True)) == []
+
+
+def test_the_guard_respects_a_stop_that_is_at_work(host: Host) -> None:
+    """It has to wait for the lock then, and what it knew before says nothing any more."""
+    host.module(guard=True)
+    with guarded(host, "0.1") as guard:
+        host.sh(
+            "flock /etc/tproxy-host sh -ec 'sleep 0.7; touch /var/lib/tproxy-host/stopped; ip rule del pref 101'"
+        )
+        time.sleep(0.7)
+        assert "101:" not in host.sh("ip rule")
+        guard.terminate()
+        assert guard.communicate(timeout=10)[0] == ""
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "restore"])
+def test_nothing_is_done_without_the_lock(host: Host, verb: str) -> None:
+    host.module()
+    host.sh(
+        "ip rule del pref 101; printf '#!/bin/sh\\nexit 1\\n' >/usr/local/sbin/flock; chmod +x /usr/local/sbin/flock"
+    )
+    before = everything(host)
+    said = host.sh(f"tproxy-host {verb} 2>&1 || echo $?").splitlines()
+    assert said == [
+        "tproxy-host: another one has kept /etc/tproxy-host locked for 90 seconds; nothing was changed",
+        "1",
+    ]
+    same(before, everything(host))
+
+
+def test_restore_is_for_what_was_not_stopped(host: Host) -> None:
+    """Whatever systemd says, which may just be starting the unit, or not run at all."""
+    host.module()
+    host.sh("nft flush ruleset; tproxy-host restore; tproxy-host check; tproxy-host stop")
+    stopped = everything(host)
+    host.sh("tproxy-host restore")
+    same(stopped, everything(host))
+    host.sh("tproxy-host start; ip rule del pref 101; tproxy-host restore; tproxy-host check")
+
+
+@pytest.mark.parametrize("protocol", ["kernel", "boot", "static"])
+def test_check_knows_every_protocol(host: Host, protocol: str) -> None:
+    host.module(rule_protocol=protocol)
+    assert host.sh("tproxy-host check") == ""
+    other = "static" if protocol != "static" else "kernel"
+    host.sh(f"ip route replace local default dev lo table 100 proto {other}")
+    assert "ip -4 route: missing: local default dev lo" in host.sh("tproxy-host check || :")
+    host.sh("ip -6 route flush table 100; tproxy-host start")
+    assert host.sh("tproxy-host check") == ""
+    assert items(host.module(check=True, rule_protocol=protocol)) == []
+
+
+def test_check_takes_what_other_versions_of_ip_say(host: Host) -> None:
+    """With less in it: what goes without saying."""
+    host.module(rule_protocol="boot")
+    host.sh(
+        'printf \'#!/bin/sh\\n/sbin/ip "$@" | sed "/^[0-9]*:/b; s/ proto boot//; s/ scope [a-z]*//; s/ pref medium//"\\n\' >/usr/local/sbin/ip;'
+        "chmod +x /usr/local/sbin/ip"
+    )
+    assert host.sh("ip -4 -d route show table 100") == "local default dev lo \n"
+    assert host.sh("tproxy-host check") == ""
+    host.sh("/sbin/ip -6 route flush table 100")
+    assert "ip -6 route: missing" in host.sh("tproxy-host check || :")
+
+
+def test_one_start_is_enough_for_values_that_change_each_other(host: Host) -> None:
+    """Forwarding of all overwrites that of every interface, and switches redirects."""
+    wanted = {
+        "net.ipv4.conf.all.accept_redirects": 1,
+        "net.ipv4.conf.back.forwarding": 0,
+        # What counts is the greater one, of all; the literal value is kept all the same.
+        "net.ipv4.conf.all.rp_filter": 2,
+        "net.ipv4.conf.back.rp_filter": 1,
+    }
+    host.module(interfaces=["front"], sysctls=wanted)
+    assert host.sh("tproxy-host check") == ""
+    for damage in (
+        "echo 0 >/proc/sys/net/ipv4/conf/all/forwarding; echo 1 >/proc/sys/net/ipv4/conf/all/accept_redirects",
+        "echo 0 >/proc/sys/net/ipv4/conf/back/rp_filter",
+    ):
+        host.sh(damage)
+        assert "found: 0, wanted: 1" in host.sh("tproxy-host check || :")
+        assert host.sh("tproxy-host start; tproxy-host check") == ""
+        assert items(host.module(check=True, interfaces=["front"], sysctls=wanted)) == []
 
 
 def test_the_guard_and_the_module_wait_for_each_other(host: Host) -> None:

@@ -250,6 +250,37 @@ def test_a_healthy_path_is_proven_for_both_families_with_one_connection(path: Ne
         path.server.sh("iptables -F INPUT; ip6tables -F INPUT")
 
 
+AGAIN = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import _kernel_probe
+print("ready", flush=True)
+while True:
+    _kernel_probe.probe([("10.9.2.11", 8080), ("fd09:2::11", 8080)], payload="none",
+                        sources=["192.0.2.79", "2001:db8::79"])
+    time.sleep(0.02)
+"""
+
+
+def test_two_probes_at_once_are_told_apart(path: Network) -> None:
+    """What another one sends to the same server is none of ours, also while nothing of ours leaves."""
+    case = BREAKAGES["OUTPUT drops it"]
+    path.proxy.start(sys.executable, "-c", AGAIN, str(FILE.parent))
+    try:
+        assert [found["status"] for found in probe(path.proxy)] == ["ok", "ok"]
+        path.proxy.sh(case.script)
+        for found in probe(path.proxy):
+            assert found["hop"] == "output_filter", found
+        path.proxy.sh(case.undo)
+        path.proxy.sh(BREAKAGES["MASQUERADE of the port too"].script)
+        for found in probe(path.proxy):
+            assert found["hop"] == "source_nat", found
+    finally:
+        path.proxy.stop_children(1)
+        path.proxy.sh(f"{case.undo}; {both('iptables -t nat -F')}")
+        path.proxy.sh(RESET)
+
+
 def test_a_dead_path_leaves_no_connection_behind(path: Network) -> None:
     path.proxy.sh("ip route flush table 100")
     try:

@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import subprocess
+import time
 import typing as t
+from pathlib import Path
 
 import pytest
-from hosts import Host, items
+from failing import failing
+from hosts import Host, Network, items
 
 ADDRESSES = """
 ip address add 10.9.2.11/24 dev back
@@ -233,6 +238,44 @@ def test_changed_options_leave_nothing(host: Host) -> None:
     assert host.state() == before
 
 
+# From what to what; nothing of either may be left.
+TURNS: dict[str, tuple[dict[str, t.Any], dict[str, t.Any]]] = {
+    "own table": (MODES["default_gateway"], MODES["source_address"]),
+    "marks": (
+        MODES["source_address"],
+        {**MODES["connection_mark"], "table": 202, "table_name": "back", "rule_priority": 7},
+    ),
+    "default route": (MODES["connection_mark"], MODES["default_gateway"]),
+    "other default route": (
+        MODES["default_gateway"],
+        {"mode": "default_gateway", "gateways": ["10.9.5.9", "fd09:5::9"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_a_run_that_ended_in_the_middle_forgets_nothing(host: Host, name: str) -> None:
+    """Each step of the second run fails in turn; what either has made by then is known to the third, and to absent."""
+    host.sh(OTHERS)
+    first, second = TURNS[name]
+    before = host.state()
+    with failing(host, 0) as calls:
+        way_back(host, **first)
+        made = calls()
+        way_back(host, **second)
+        steps = calls() - made
+        way_back(host, state="absent")
+    assert steps >= 2
+    for number in range(made + 1, made + steps + 1):
+        with failing(host, number):
+            runs = (first, second, second, {**second, "check": True}, {"state": "absent"})
+            answers = host.modules(*(("tproxy_return_path", options) for options in runs))
+        assert "msg" in answers[1], number
+        assert items(answers[2]), number
+        assert items(answers[3]) == [], number
+        assert host.state() == before, number
+
+
 ROUTES = {
     "route": ("ip route del default via 10.9.2.2", ["ipv4 default route"]),
     "route, IPv6": ("ip -6 route del default via fd09:2::2", ["ipv6 default route"]),
@@ -383,7 +426,7 @@ def test_the_boot_files_do_what_the_module_does(host: Host, mode: str) -> None:
     if mode != "connection_mark":
         host.sh("echo 0 >/proc/sys/net/ipv4/conf/back/rp_filter")
     for _again in range(2):
-        host.sh("/usr/local/sbin/tproxy-backend")
+        host.sh("tproxy-backend start")
         assert host.state() == after
 
 
@@ -395,22 +438,110 @@ def test_a_boot_before_the_interface_is_there(host: Host, mode: str) -> None:
     after = host.state()
     # Takes its routes along, but not the rules.
     host.sh("ip link del back")
-    assert host.sh("/usr/local/sbin/tproxy-backend 2>/dev/null || echo failed") == "failed\n"
+    assert host.sh("tproxy-backend start 2>/dev/null || echo failed") == "failed\n"
     host.sh("ip link add back type veth peer name back-end")
     host.sh("ip link set back addrgenmode none up; ip link set back-end addrgenmode none up")
-    assert host.sh("/usr/local/sbin/tproxy-backend 2>/dev/null || echo failed") == "failed\n"
+    assert host.sh("tproxy-backend start 2>/dev/null || echo failed") == "failed\n"
     host.sh(ADDRESSES.replace("ip address add 10.9.5", ": ").replace("ip address add fd09:5", ": "))
-    assert host.sh("/usr/local/sbin/tproxy-backend || echo failed") == ""
+    assert host.sh("tproxy-backend start || echo failed") == ""
     assert items(way_back(host, **MODES[mode])) == []
     assert sorted(host.state().splitlines()) == sorted(after.splitlines())
+
+
+# Of the breakages those that the loader sees, too: it looks for what is missing.
+SEEN = {
+    "default_gateway": ["route", "route, IPv6", "route replaced"],
+    "source_address": [
+        "table empty",
+        "table empty, IPv6",
+        "gateway wrong",
+        "exception gone",
+        "exception led",
+        "rule",
+        "rule, IPv6",
+        "protocol of the rule",
+    ],
+    "connection_mark": [name for name in MARKS if "file" not in name and "after" not in name],
+}
+# The kernel forgets the routes, and in IPv6 the address too, which others bring back.
+DOWN_AND_UP = (
+    "ip link set back down; ip link set back up; ip address add fd09:2::11/64 dev back nodad"
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_check_names_what_start_repairs(host: Host, mode: str) -> None:
+    host.sh(ADDRESSES)
+    if mode == "connection_mark":
+        host.sh("ip route add default dev front; ip -6 route add default dev front")
+    way_back(host, **MODES[mode])
+    assert host.sh("tproxy-backend check") == ""
+    for script in (DOWN_AND_UP, *(BREAKAGES[mode][name][0] for name in SEEN[mode])):
+        host.sh(script, check=False)
+        assert host.sh("tproxy-backend check || echo $?").endswith("\n1\n"), script
+        host.sh("tproxy-backend start; tproxy-backend check")
+    assert items(way_back(host, check=True, **MODES[mode])) == []
+
+
+@pytest.mark.parametrize("mode", ["source_address", "connection_mark"])
+def test_the_guard_brings_traffic_back_within_ten_seconds(tmp_path: Path, mode: str) -> None:
+    network = Network(tmp_path)
+    with contextlib.closing(network):
+        server = network.server
+        server.sh("ip route add default via 10.9.2.99; ip -6 route add default via fd09:2::99")
+        options = {"mode": mode, "gateways": network.gateways, "guard": True}
+        options["loose_rp_filter"] = mode == "connection_mark"
+        network.proxy.module()
+        assert items(way_back(server, **options))
+        assert network.works("ipv4")
+        guard = subprocess.Popen(
+            server.command("/usr/local/sbin/tproxy-backend", "guard", "2"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        server.children.append(guard)
+        # Its first look is over, the next one a while away.
+        time.sleep(0.5)
+        server.sh(
+            f"{DOWN_AND_UP}\n"
+            "ip route replace default via 10.9.2.99; ip -6 route replace default via fd09:2::99"
+        )
+        assert not network.works("ipv4", expected=False)
+        deadline = time.monotonic() + 10
+        while not all(network.works(family, expected=False) for family in ("ipv4", "ipv6")):
+            assert time.monotonic() < deadline
+        guard.terminate()
+        assert guard.communicate(timeout=10)[0].endswith("put back\n")
+        assert items(way_back(server, check=True, **options)) == []
+
+
+def test_the_guard_respects_stop_and_absent(host: Host) -> None:
+    host.sh(ADDRESSES)
+    before = host.state()
+    options = {**MODES["source_address"], "guard": True}
+    way_back(host, **options)
+    unit = host.sh("cat /etc/systemd/system/tproxy-backend-guard.service")
+    assert "ExecStart=/usr/local/sbin/tproxy-backend guard\n" in unit
+    host.start("sh", "-c", "echo ready; exec tproxy-backend guard 0.1")
+    host.sh("tproxy-backend stop; ip route flush table 101; tproxy-backend restore; sleep 0.7")
+    assert host.sh("ip route show table 101") == ""
+    # `check` does not wait for it.
+    host.stop_children(1)
+    host.sh("tproxy-backend start; ip rule del priority 110; tproxy-backend restore")
+    assert host.sh("tproxy-backend check") == ""
+    host.sh("tproxy-backend stop")
+    assert "file /var/lib/tproxy-backend/stopped" in items(way_back(host, **options))
+    assert items(way_back(host, **options)) == []
+    way_back(host, state="absent")
+    assert host.state() == before
 
 
 def test_the_unit_is_one_that_systemd_takes(host: Host) -> None:
     way = host.module("tproxy_return_path", gateways=GATEWAYS[:1])
     assert way.get("option") == "gateways"
     host.sh(ADDRESSES)
-    way_back(host, gateways=GATEWAYS)
-    said = host.sh("systemd-analyze verify /etc/systemd/system/tproxy-backend.service 2>&1 || :")
+    way_back(host, gateways=GATEWAYS, guard=True)
+    said = host.sh("systemd-analyze verify /etc/systemd/system/tproxy-backend*.service 2>&1 || :")
     assert "tproxy-backend" not in said, said
     host.sh("sh -n /usr/local/sbin/tproxy-backend")
 

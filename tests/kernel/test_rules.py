@@ -83,6 +83,8 @@ CHOICES: dict[str, list[t.Any]] = {
     "interfaces": [[], ["back"], ["front", "back"]],
     "forwarding": [None, True, False],
     "send_redirects": [None, True, False],
+    "rp_filter": [None, 0, 1, 2],
+    "guard": [True, False],
     "sysctls": [{}, {"net.ipv4.conf.back.rp_filter": 2, "net.ipv4.tcp_mtu_probing": True}],
     "intercepts": [[], [{"ports": ["80", "8000-8010"], "to_port": 3129, "destinations": []}]],
 }
@@ -619,6 +621,8 @@ def test_the_units_are_understood_by_systemd(host: Host) -> None:
         link = f"/var/alternate/etc/systemd/system/{wanting}.wants/tproxy-host.service"
         assert host.sh(f"readlink {link}").endswith("/etc/systemd/system/tproxy-host.service\n")
     unit = host.sh("cat /etc/systemd/system/tproxy-host.service")
+    # It touches nothing of ours, and HAProxy need not wait for it.
+    assert "docker" not in unit
     for flusher in ("nftables", "netfilter-persistent", "firewalld"):
         assert re.search(rf"^After=.*\b{flusher}\.service", unit, re.MULTILINE)
         drop_in = host.sh(f"cat /etc/systemd/system/{flusher}.service.d/tproxy-host.conf")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 import typing as t
 
 import pytest
@@ -173,6 +174,22 @@ def test_what_protects_others_is_not_lowered(host: Host, check: bool) -> None:
     assert host.state() == before
 
 
+@pytest.mark.parametrize("value", [0, 1, 2])
+def test_what_was_lowered_or_raised_by_an_earlier_run_is_in_nobodys_way(
+    host: Host, value: int
+) -> None:
+    """The value of `all` that other options wanted goes back, and the interface has its own then."""
+    set_(host, "rp_filter", all=0, back=0, front=0)
+    before = host.state()
+    host.module(rp_filter=2)
+    options: dict[str, t.Any] = {"interfaces": ["back"], "rp_filter": value}
+    assert items(host.module(**options))
+    assert get(host, "rp_filter", "all", "front", "back") == [0, 0, value]
+    assert items(host.module(check=True, **options)) == []
+    host.module(state="absent")
+    assert host.state() == before
+
+
 def test_a_value_without_effect_is_warned_of(host: Host) -> None:
     set_(host, "rp_filter", all=1)
     given = {"net.ipv4.conf.back.rp_filter": 0, "net.ipv4.conf.front.src_valid_mark": 1}
@@ -223,3 +240,53 @@ def test_an_interface_with_values_of_its_own_that_comes_back(host: Host) -> None
     assert sysctls(host.module(check=True, **options)) == ["net.ipv4.conf.back.rp_filter"]
     host.sh("tproxy-host start; tproxy-host check")
     assert items(host.module(check=True, **options)) == []
+
+
+# RFC 4861, 4.2 and 4.6.2: no default router; a prefix that is on the link, and is for addresses or not.
+ADVERTISE = """
+import socket, struct, sys
+device, flags, lifetime = sys.argv[1], int(sys.argv[2], 0), int(sys.argv[3], 0)
+out = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+out.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+index = socket.if_nametoindex(device)
+advertisement = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 0, 0, 0)
+prefix = struct.pack("!BBBBIII", 3, 4, 64, flags, lifetime, lifetime, 0)
+address = socket.inet_pton(socket.AF_INET6, "2001:db8:7::")
+out.sendto(advertisement + prefix + address, ("ff02::1", 0, 0, index))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "lifetime"),
+    [("0xc0", "900"), ("0xc0", "0xffffffff"), ("0x80", "900")],
+    ids=["addresses", "addresses for ever", "a prefix on the link"],
+)
+def test_between_two_advertisements_a_host_without_a_default_route_keeps_what_it_has(
+    host: Host, flags: str, lifetime: str
+) -> None:
+    """Forwarding switches off advertisements, and what they brought would run out."""
+    learned = "ip -6 address show dev front to 2001:db8:7::/64; ip -6 route show 2001:db8:7::/64"
+
+    def advertise(seconds: str, expected: str) -> None:
+        """Until the host has learned what is expected of it."""
+        host.run(sys.executable, "-c", ADVERTISE, "front-end", flags, seconds)
+        host.sh(
+            f"for i in $(seq 50); do ! ({learned}) | grep -q '{expected}' || exit 0; sleep 0.05; done; exit 1"
+        )
+
+    host.sh(
+        # The other end shall only advertise.
+        "echo 0 | tee /proc/sys/net/ipv6/conf/back/accept_ra /proc/sys/net/ipv6/conf/front-end/accept_ra\n"
+        "for i in front front-end; do ip link set $i down addrgenmode eui64; done\n"
+        "ip link set front up; ip link set front-end up\n"
+        "for i in $(seq 50); do ip -6 address show dev front-end | grep -q fe80 && exit 0; sleep 0.05; done; exit 1"
+    )
+    advertise(lifetime, "dev front\\|2001:db8:7:")
+    assert not host.sh("ip -6 route show default")
+    result = host.module()
+    assert [item for item in sysctls(result) if item.endswith("accept_ra")] == [
+        "net.ipv6.conf.front.accept_ra"
+    ]
+    assert host.sh("cat /proc/sys/net/ipv6/conf/all/forwarding") == "1\n"
+    # The next one is heard.
+    advertise("8000", "[78][90][0-9][0-9]sec")

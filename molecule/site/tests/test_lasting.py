@@ -32,6 +32,30 @@ def test_a_run_ahead_on_a_finished_site_reports_no_change(lab: Lab) -> None:
     assert "+++" not in run.output
 
 
+def test_the_playbook_ends_with_connections_and_names_a_dead_path(lab: Lab) -> None:
+    """What only a server of others' does, no role repairs; HAProxy's own checks are green all the time."""
+    # Those of the configuration, from the address that nobody has.
+    lab.run("app1", "ip route add blackhole 192.0.2.77")
+    try:
+        run = lab.play(
+            "clearproxy.haproxy.site", "--start-at-task=Try the way to the servers and back"
+        )
+    finally:
+        lab.run("app1", "ip route del blackhole 192.0.2.77")
+    assert run.code != 0
+    assert set(run.recap) == {"proxy"}
+    assert run.changed == 0
+    message = " ".join(run.output.split())
+    assert "proxy: the way to a server and back is broken" in message, run.output
+    assert f"{BACK}.11" in message, run.output
+    assert f"{BACK}.12:80: " not in message, run.output
+
+    well = lab.play(
+        "clearproxy.haproxy.site", "--start-at-task=Try the way to the servers and back"
+    )
+    assert well.code == 0, well.output
+
+
 def test_rebooted_hosts_are_transparent_again(lab: Lab) -> None:
     """With no Ansible run: only what the roles have made persistent brings it back."""
     lab.restart("proxy", *SERVERS)

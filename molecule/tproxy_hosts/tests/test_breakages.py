@@ -21,6 +21,8 @@ BOTH = frozenset(FAMILIES)
 NOBODY: frozenset[str] = frozenset()
 COMMENT = "-m comment --comment clearproxy-tproxy-host"
 BINARY = "/usr/sbin/haproxy"
+# Said by a run that was given servers to connect to, as debian13's is.
+DEAD_PATH = "the way to a server and back is broken"
 INFO = {
     "hosts": "tproxy_hosts",
     "gather_facts": False,
@@ -44,10 +46,11 @@ class Breakage:
     changes: tuple[str, ...] = ()
     # Families in which no client is served as itself any more.
     hurts: frozenset[str] = BOTH
-    # What the person does, where a run cannot; or what is left to tidy up.
+    # What the run says where it cannot mend it, and what the person then does; or only what is left to tidy up.
+    says: str = ""
     mend: str = ""
-    # What the run says when it refuses.
-    refusal: str = ""
+    # Whether check mode says it too.
+    foreseen: bool = False
 
 
 def service(setting: str) -> str:
@@ -63,7 +66,7 @@ UNSERVICE = (
     " systemctl daemon-reload; systemctl restart haproxy"
 )
 
-# debian11: iptables, no interface named. debian12: nftables, interface named. debian13: iptables, a guard, which would
+# debian11: iptables, no interface named. debian12: nftables, interface named, intercepts. debian13: iptables, a guard, which would
 # repair what a hand does to rules, so there it is other things that break.
 ROUNDS: dict[str, dict[str, Breakage]] = {
     "rule gone; table flushed; unit disabled": {
@@ -72,8 +75,11 @@ ROUNDS: dict[str, dict[str, Breakage]] = {
         ),
         "debian12": Breakage(
             "nft flush table inet haproxy_tproxy",
-            ("divert_jump",),
-            ("ipv[46] nft haproxy_tproxy DIVERT (tcp|icmp|icmpv6)",),
+            ("divert_jump", "intercept"),
+            (
+                "ipv[46] nft haproxy_tproxy DIVERT (tcp|icmp|icmpv6|8082 of other hosts)",
+                "ipv[46] intercept 8081 on front.*",
+            ),
         ),
         "debian13": Breakage(
             "systemctl disable tproxy-host",
@@ -96,11 +102,12 @@ ROUNDS: dict[str, dict[str, Breakage]] = {
             frozenset({"ipv6"}),
         ),
         "debian13": Breakage(
-            "ip -n server route replace default via 10.99.2.77",
+            "ip -n server route replace default via 10.99.2.77 dev eth0 table 101 proto kernel",
             (),
             (),
             frozenset({"ipv4"}),
-            mend="ip -n server route replace default via 10.99.2.2",
+            says=DEAD_PATH,
+            mend="ip -n server route replace default via 10.99.2.2 dev eth0 table 101 proto kernel",
         ),
     },
     "ACCEPT of others first; mask taken; servers' side masked": {
@@ -116,14 +123,16 @@ ROUNDS: dict[str, dict[str, Breakage]] = {
             " nft add rule inet clash c ip saddr 10.99.2.99 meta mark set 0x1",
             ("mark",),
             hurts=NOBODY,
+            says="sets bits of the mask 0x1",
             mend="nft delete table inet clash",
-            refusal="sets bits of the mask 0x1",
+            foreseen=True,
         ),
         "debian13": Breakage(
             "iptables -t nat -A POSTROUTING -o back -j MASQUERADE",
             ("masquerade",),
             (),
             frozenset({"ipv4"}),
+            says=DEAD_PATH,
             mend="iptables -t nat -D POSTROUTING -o back -j MASQUERADE",
         ),
     },
@@ -147,6 +156,7 @@ ROUNDS: dict[str, dict[str, Breakage]] = {
             ("notrack",),
             (),
             frozenset({"ipv4"}),
+            says=DEAD_PATH,
             mend="iptables -t raw -D PREROUTING -i back -j NOTRACK; iptables -P INPUT ACCEPT;"
             " iptables -D INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT;"
             " iptables -D INPUT -i front -j ACCEPT; iptables -D INPUT -i mgmt -j ACCEPT",
@@ -176,6 +186,7 @@ ROUNDS: dict[str, dict[str, Breakage]] = {
         "debian11": Breakage(
             service("AmbientCapabilities=\\nAmbientCapabilities=CAP_NET_BIND_SERVICE"),
             ("worker_capability",),
+            says="CapEff",
             mend=UNSERVICE,
         ),
         "debian12": Breakage(
@@ -189,20 +200,41 @@ ROUNDS: dict[str, dict[str, Breakage]] = {
             ("haproxy_binary",),
             (),
             NOBODY,
+            says="LINUX_TPROXY",
+            foreseen=True,
             mend=f"mv {BINARY}.kept {BINARY}",
         ),
     },
 }
 
 
-def state(lab: Lab) -> dict[str, dict[str, Any]]:
-    return {host: dict(tasks)["Ask"] for host, tasks in lab.results([INFO]).items()}
+Results = dict[str, list[tuple[str, dict[str, Any]]]]
 
 
-Results = list[tuple[str, dict[str, Any]]]
+def roles(broken: dict[str, Breakage]) -> dict[str, Any]:
+    """The role haproxy_affinity takes its time, and is needed only where its own things break."""
+    names = ["tproxy_host"]
+    if any("haproxy" in breakage.does for breakage in broken.values()):
+        names.append("haproxy_affinity")
+    tasks = [
+        {"ansible.builtin.include_role": {"name": f"clearproxy.haproxy.{name}"}} for name in names
+    ]
+    return {"hosts": "tproxy_hosts", "gather_facts": False, "tasks": tasks}
 
 
-def changes(results: Results) -> list[str]:
+def answers(results: Results) -> dict[str, dict[str, Any]]:
+    return {host: dict(tasks)["Ask"] for host, tasks in results.items()}
+
+
+def reasons(said: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{check['name']} {check['subject']}: {check['observed']}"
+        for check in said["checks"]
+        if check["status"] == "failed"
+    )
+
+
+def changes(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """What the run changed or would change: items of the rules, and other tasks by their names."""
     found = []
     for name, result in results:
@@ -211,7 +243,7 @@ def changes(results: Results) -> list[str]:
     return found
 
 
-def refusal(results: Results) -> str:
+def complaints(results: list[tuple[str, dict[str, Any]]]) -> str:
     return " ".join(str(result.get("msg")) for _name, result in results if result.get("failed"))
 
 
@@ -222,52 +254,43 @@ def served(lab: Lab, host: str) -> frozenset[str]:
     )
 
 
-# A round takes two minutes, most of them Ansible's: the other half is part of scripts/test --full.
+# Most of a round's time is Ansible's: the other half is part of scripts/test --full.
 @pytest.mark.parametrize("names", ROUNDS if FULL else list(ROUNDS)[:3])
 def test_each_breakage_is_named_exactly_and_repaired(lab: Lab, names: str) -> None:
     broken = ROUNDS[names]
-    # The role haproxy_affinity takes its time, and is needed only where its own things break.
-    roles = ["tproxy_host"]
-    if any("haproxy" in breakage.does for breakage in broken.values()):
-        roles.append("haproxy_affinity")
-    play = [
-        {
-            "hosts": "tproxy_hosts",
-            "tasks": [
-                {"ansible.builtin.include_role": {"name": f"clearproxy.haproxy.{role}"}}
-                for role in roles
-            ],
-        }
-    ]
+    play = roles(broken)
     for host, breakage in broken.items():
         lab.run(host, breakage.does)
     try:
-        for host, said in state(lab).items():
+        # tproxy_info changes nothing: it is asked in the same run that only looks ahead.
+        ahead = lab.results([INFO, play], "--check", may_fail=True)
+        for host, said in answers(ahead).items():
+            breakage = broken[host]
             failed = tuple(name for name in said["failed_checks"] if name != "probe")
-            assert failed == broken[host].checks, (host, said["checks"])
-            assert ("probe" in said["failed_checks"]) == bool(broken[host].hurts), (
-                host,
-                said["checks"],
-            )
-            assert served(lab, host) == BOTH - broken[host].hurts, host
+            assert failed == breakage.checks, (host, reasons(said))
+            probed = "probe" in said["failed_checks"]
+            assert probed == bool(breakage.hurts), (host, reasons(said))
 
-        ahead = lab.results([*play], "--check", may_fail=True)
-        for host, breakage in broken.items():
             found = changes(ahead[host])
             matching = [[p for p in breakage.changes if re.fullmatch(p, item)] for item in found]
             assert all(matching), (host, found)
             assert {p for ps in matching for p in ps} == set(breakage.changes), (host, found)
-            assert served(lab, host) == BOTH - breakage.hurts, "check mode changed something"
-            if breakage.refusal:
-                assert breakage.refusal in refusal(ahead[host])
+            assert (breakage.says in complaints(ahead[host])) == (
+                breakage.foreseen or not breakage.says
+            ), (host, complaints(ahead[host]))
+            assert served(lab, host) == BOTH - breakage.hurts, (host, "after check mode")
+
+        done = lab.results([play], may_fail=True)
+        for host, breakage in broken.items():
+            if breakage.says:
+                assert breakage.says in complaints(done[host]), (host, complaints(done[host]))
+            else:
+                assert not complaints(done[host]), (host, complaints(done[host]))
+                assert changes(done[host]) == changes(ahead[host]), host
     finally:
         for host, breakage in broken.items():
             if breakage.mend:
                 lab.run(host, breakage.mend)
-    repaired = lab.results([*play])
-    for host, breakage in broken.items():
-        if not breakage.mend:
-            assert changes(repaired[host]) == changes(ahead[host]), host
-    for host, said in state(lab).items():
-        assert said["failed_checks"] == [], (host, said["checks"])
+    for host, said in answers(lab.results([INFO])).items():
+        assert said["failed_checks"] == [], (host, reasons(said))
         assert served(lab, host) == BOTH, host

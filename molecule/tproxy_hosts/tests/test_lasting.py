@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import partial
 
@@ -13,16 +14,45 @@ import pytest
 from lab import TPROXY_HOSTS, Lab, through
 
 FAMILIES = {"ipv4": "10.99.1.11", "ipv6": "fd00:99:1::11"}
-# Of host variables: this one has the guard.
-GUARDED = "debian13"
+# Of host variables: who has what.
+GUARDED = CANARY = "debian13"
+INTERCEPTING = "debian12"
+METRICS = "/srv/metrics/tproxy.prom"
 
 
 def transparent(lab: Lab, host: str) -> bool:
     return all(through(lab, host, family) == client for family, client in FAMILIES.items())
 
 
+def caught(lab: Lab, host: str, family: str, port: int) -> str | None:
+    """Whom the server sees when the client there wants a port of an address that nobody has."""
+    address = {"ipv4": "198.51.100.9", "ipv6": "[2001:db8:9::9]"}[family]
+    return through(lab, host, family, f"--connect-to '::{address}:{port}'")
+
+
+def paths(lab: Lab, host: str) -> dict[str, str]:
+    """Family -> what the canary wrote since the host booted: 1 for a path that is up, 0 for one that is not."""
+    # Older than the boot: that of the last run before it.
+    text = lab.host(host).run(f"find {METRICS} -newer /run/systemd/system -exec cat {{}} +").stdout
+    return dict(re.findall(r'(?m)^haproxy_tproxy_path_up\{.*family="(\w+)".*\} (\d)$', text))
+
+
+def failed(lab: Lab, host: str, unit: str) -> bool:
+    return bool(lab.host(host).run(f"systemctl is-failed {unit}").rc == 0)
+
+
 def active(lab: Lab, host: str, unit: str) -> bool:
     return bool(lab.host(host).run(f"systemctl is-active {unit}").rc == 0)
+
+
+def way_out(lab: Lab, host: str, what: str) -> str:
+    """The gateway to which the server in a host sends something."""
+    words = lab.run(host, f"ip -n server route get 203.0.113.9 {what}").split()
+    return words[words.index("via") + 1]
+
+
+# What else the server sends: everything goes by the proxy, or it has its own way out still.
+OWN_WAY = {"debian11": "10.99.2.2", "debian12": "10.99.9.2", "debian13": "10.99.9.2"}
 
 
 def test_after_a_reboot_the_first_request_that_is_answered_is_transparent(lab: Lab) -> None:
@@ -34,6 +64,44 @@ def test_after_a_reboot_the_first_request_that_is_answered_is_transparent(lab: L
             seen = lab.wait(partial(through, lab, host, family), f"{family} on {host}")
             assert seen == client
         assert time.monotonic() - begin < 5, "HAProxy was there long before the path"
+        assert way_out(lab, host, "from 10.99.2.11 mark 0x2") == "10.99.2.2"
+        assert way_out(lab, host, "") == OWN_WAY[host]
+    for family, client in FAMILIES.items():
+        assert caught(lab, INTERCEPTING, family, 8081) == client
+        # The control: nobody is there.
+        assert caught(lab, INTERCEPTING, family, 8083) is None
+    lab.wait(partial(paths, lab, CANARY), "the canary")
+    assert set(paths(lab, CANARY).values()) == {"1"}
+
+
+# Option of ip, the proxy, and an address that nobody has.
+WAYS = {
+    "ipv4": ("-4", "10.99.2.2", "10.99.2.77"),
+    "ipv6": ("-6", "fd00:99:2::2", "fd00:99:2::77"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_canary_tells_prometheus_and_systemd_of_a_dead_path(lab: Lab, family: str) -> None:
+    """HAProxy's own check is green all the time."""
+    option, right, wrong = WAYS[family]
+    replace = f"ip -n server {option} route replace default dev eth0 table 101 proto kernel via"
+    all_up = dict.fromkeys(FAMILIES, "1")
+
+    def written(expected: dict[str, str]) -> bool:
+        return paths(lab, CANARY) == expected
+
+    assert active(lab, CANARY, "tproxy-canary.timer")
+    lab.wait(partial(written, all_up), "all paths up")
+    lab.run(CANARY, f"{replace} {wrong}")
+    try:
+        lab.wait(partial(written, {**all_up, family: "0"}), f"{family} down, and nothing else")
+        lab.wait(partial(failed, lab, CANARY, "tproxy-canary"), "the failed unit", 10)
+        assert f'family="{family}"' in lab.run(CANARY, f"grep '_failed_hop{{' {METRICS}")
+    finally:
+        lab.run(CANARY, f"{replace} {right}")
+    lab.wait(partial(written, all_up), "all paths up again")
+    lab.wait(lambda: not failed(lab, CANARY, "tproxy-canary"), "the unit", 10)
 
 
 def test_an_interface_that_appears_ten_seconds_after_boot(lab: Lab) -> None:

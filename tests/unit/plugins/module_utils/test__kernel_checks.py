@@ -142,6 +142,45 @@ def test_what_can_only_be_seen_in_numbers() -> None:
     assert limits(949, 900) == ["free_ports"]
 
 
+EARLY = filters.iptables_rulesets(
+    "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -i back -j DROP\nCOMMIT\n", "iptables", "ipv4"
+)
+BETWEEN = (
+    filters.Ruleset(
+        "nft inet theirs",
+        ("ipv4",),
+        {
+            "c": filters.Chain(
+                (filters.Rule("drop", (filters.Test("mark", ((1, 1),)),), filters.DROP),),
+                "prerouting",
+                priority=render.NFT_PRIORITY,
+            )
+        },
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("rulesets", "options", "status"),
+    [
+        # Ours come first in mangle, and accept.
+        (EARLY, {}, "ok"),
+        (EARLY, {"position": "last"}, "failed"),
+        (EARLY, {"firewall": "nftables"}, "failed"),
+        (BETWEEN, {}, "failed"),
+        (BETWEEN, {"firewall": "nftables"}, "ok"),
+    ],
+)
+def test_what_comes_before_our_rules(
+    rulesets: tuple[filters.Ruleset, ...], options: dict[str, t.Any], status: str
+) -> None:
+    way = Decision("ipv4", "10.9.2.11", 8080, "192.0.2.77", "back", "local")
+    found = of_others.filter_checks(
+        Survey(rulesets=rulesets, decisions=(way,)), Snapshot(), Desired(("ipv4",), **options)
+    )
+    assert {check.name: check.status for check in found}["prerouting_filter"] == status
+
+
 def test_servers_and_router_at_one_interface() -> None:
     def redirects(interface: str, **values: str) -> str:
         sysctls = {"net/ipv4/conf/all/forwarding": "1"}

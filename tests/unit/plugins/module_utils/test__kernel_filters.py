@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_filters as filters
+from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import Desired
 
 ANSWER = filters.Packet(
     "ipv4", "10.9.2.11", "192.0.2.77", iif="back", sport=8080, mark=1, state="established"
@@ -196,6 +198,22 @@ def test_before_the_mark_is_set_packets_have_none() -> None:
     early, late = (nft(rule, hook="prerouting", prio=prio) for prio in (-300, 10))
     assert filters.verdict_of(early, "prerouting", ANSWER, filters.DROP)[0] is False
     assert filters.verdict_of(late, "prerouting", ANSWER, filters.DROP)[0] is True
+
+
+def test_the_mark_is_set_where_the_options_say() -> None:
+    """In nft a little later than in mangle, so that rules between the two see none."""
+    rulesets = nft([meta("mark", 1), DROP], hook="prerouting", prio=render.NFT_PRIORITY)
+    found = {
+        firewall: filters.verdict_of(
+            rulesets,
+            "prerouting",
+            ANSWER,
+            filters.DROP,
+            marked_at=render.mark_priority(Desired(firewall=firewall)),
+        )[0]
+        for firewall in ("iptables", "nftables")
+    }
+    assert found == {"iptables": True, "nftables": False}
 
 
 def test_one_table_accepts_and_another_drops() -> None:

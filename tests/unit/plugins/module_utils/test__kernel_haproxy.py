@@ -36,6 +36,19 @@ def test_binary(text: str, branch: tuple[int, int], transparent: bool | None) ->
     assert (found.branch, found.transparent) == (branch, transparent)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *((name, True) for name in ("haproxy", "haproxy-3.0.11", "haproxy26", "haproxy-2.9-dev5")),
+        # As the kernel cuts them, and in full.
+        *((name, False) for name in ("haproxy_exporte", "haproxy_exporter", "haproxy-exporter")),
+        *((name, False) for name in ("haproxy-systemd", "haproxyctl", "haproxy-wi", "sh", "")),
+    ],
+)
+def test_the_programs_name(text: str, expected: bool) -> None:
+    assert haproxy.is_name(text) is expected
+
+
 def test_status() -> None:
     text = "Name:\thaproxy\nPPid:\t7\nUid:\t0\t65534\t65534\t65534\nCapEff:\t0000000000002000\n"
     assert haproxy.status(text) == (7, 65534, 0x2000)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import typing as t
 
 import pytest
@@ -134,6 +135,7 @@ def test_names_of_sysctls(name: str, path: str) -> None:
 def test_records_survive_the_file() -> None:
     record = Record(
         desired=Desired(interfaces=("a", "b"), sysctls=(("net/ipv4/x", "1"),), forwarding=True),
+        earlier=(Desired(mark=2, mask=2), Desired(families=("ipv6",))),
         sysctls=(("net/ipv4/x", "0", "net/ipv4/x"),),
         directories=("/etc/tproxy-host",),
         tables=("ipv6",),
@@ -141,6 +143,39 @@ def test_records_survive_the_file() -> None:
     )
     assert Record.load(record.dump()) == record
     assert Record.load(Record().dump()) == Record()
+
+
+def test_a_record_of_one_run_alone_is_read_too() -> None:
+    record = Record(desired=Desired(table=7))
+    data = json.loads(record.dump())
+    del data["earlier"]
+    assert Record.load(json.dumps(data)) == record
+
+
+def test_what_is_remembered_meanwhile_is_all_of_both() -> None:
+    old = Record(
+        desired=Desired(table=1),
+        earlier=(Desired(table=2), Desired(table=3)),
+        sysctls=(("net/a", "0", "net/a"), ("net/b", "0", "net/a")),
+        directories=("/a",),
+        tables=("ipv6",),
+        advertised=("x",),
+    )
+    new = Record(
+        desired=Desired(table=3),
+        sysctls=(("net/b", "1", "net/b"), ("net/c", "1", "net/c")),
+        directories=("/a", "/b"),
+        tables=("ipv4",),
+    )
+    assert old.before(new) == Record(
+        desired=Desired(table=3),
+        earlier=(Desired(table=1), Desired(table=2)),
+        sysctls=(("net/a", "0", "net/a"), ("net/b", "0", "net/a"), ("net/c", "1", "net/c")),
+        directories=("/a", "/b"),
+        tables=("ipv4", "ipv6"),
+        advertised=("x",),
+    )
+    assert new.before(new) == new
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"desired": 1}', "null"])

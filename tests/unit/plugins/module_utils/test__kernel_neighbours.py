@@ -15,6 +15,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_firewal
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     Desired,
+    FilterTable,
     NftTable,
     Snapshot,
 )
@@ -43,6 +44,8 @@ def test_both_rules_of_a_vpn_before_ours_are_warned_of() -> None:
         (("firewalld",), {}, 1),
         (("firewalld",), {"guard": True}, 0),
         (("firewalld",), {"firewall": "nftables"}, 0),
+        (("chains",), {}, 1),
+        (("chains",), {"guard": True}, 0),
         (("theirs",), {}, 0),
         (("owned",), {}, 0),
     ],
@@ -51,7 +54,10 @@ def test_firewalld_flushes_iptables_when_it_loads(
     tables: tuple[str, ...], options: dict[str, object], expected: int
 ) -> None:
     known = {"owned": NftTable("inet", "firewalld", others=("flag owner", "flag persist"))}
-    snapshot = Snapshot(nft=tuple(known.get(name, NftTable("inet", name)) for name in tables))
+    nft = tuple(known.get(name, NftTable("inet", name)) for name in tables if name != "chains")
+    # Its own backend may be iptables.
+    chains = FilterTable(("INPUT", "INPUT_ZONES") if "chains" in tables else ("INPUT",))
+    snapshot = Snapshot(nft=nft, firewall={"ipv4": {"filter": chains}})
     assert len(flush_warnings(snapshot, Desired(**options))) == expected  # type: ignore[arg-type]
     assert flush_warnings(snapshot, None) == ()
 

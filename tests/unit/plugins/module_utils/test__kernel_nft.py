@@ -95,21 +95,33 @@ def test_tables_of_others(tables: dict[str, NftTable]) -> None:
     assert found[-1] == MarkChange("meta", 1, ALL & ~1)
 
 
-def test_a_mark_from_elsewhere_may_be_anything() -> None:
-    values: tuple[t.Any, ...] = (
-        {"meta": {"key": "iif"}},
-        {"map": {"data": "@named"}},
-        {"numgen": {}},
-        "x",
-        None,
+NAMED = {"map": {"data": "@named"}}
+HERE = {"map": {"data": {"set": [["192.0.2.1", 0x10], ["192.0.2.2", 0x20]]}}}
+
+
+@pytest.mark.parametrize(
+    ("value", "sure", "unclear"),
+    [
+        ({"meta": {"key": "iif"}}, 0, ALL),
+        (NAMED, 0, ALL),
+        ({"numgen": {}}, 0, ALL),
+        ("x", 0, ALL),
+        (None, 0, ALL),
+        (HERE, 0x30, 0),
+        ({"|": [NAMED, 4]}, 4, ALL & ~4),
+        ({"&": [NAMED, 0xF]}, 0, 0xF),
+        ({"&": [HERE, 0x1F]}, 0x10, 0),
+        ({"|": [{"&": [NAMED, 0xF00]}, HERE]}, 0x30, 0xF00),
+        ({"numgen": {"mod": 4, "offset": 8}}, 0xB, 0),
+    ],
+)
+def test_what_a_mark_from_elsewhere_may_be(value: t.Any, sure: int, unclear: int) -> None:
+    text = json.dumps({"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}})
+    rule = f'{{"rule": {{"family": "ip", "table": "t", "chain": "c", "expr": [{text}]}}}}'
+    (table,) = nft.ruleset(
+        f'{{"nftables": [{{"table": {{"family": "ip", "name": "t"}}}}, {rule}]}}'
     )
-    for value in values:
-        text = json.dumps({"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}})
-        rule = f'{{"rule": {{"family": "ip", "table": "t", "chain": "c", "expr": [{text}]}}}}'
-        (table,) = nft.ruleset(
-            f'{{"nftables": [{{"table": {{"family": "ip", "name": "t"}}}}, {rule}]}}'
-        )
-        assert table.rules[0].marks == (MarkChange("meta", ALL, 0),)
+    assert table.rules[0].marks == (MarkChange("meta", sure, 0, unclear=unclear),)
 
 
 @pytest.mark.parametrize(

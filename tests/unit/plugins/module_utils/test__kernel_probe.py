@@ -439,6 +439,12 @@ def test_rules_of_nft(value: t.Any, mark: int) -> None:
 SERVER4, SERVER6 = ("10.9.2.11", 80), ("fd09:2::11", 80)
 
 
+def own(server: tuple[str, int], sequence: int | None = 7) -> dict[str, t.Any]:
+    """The connection's own end."""
+    source = "192.0.2.77" if server == SERVER4 else "2001:db8::77"
+    return {"local": (source, 4000), "sequence": sequence}
+
+
 def ip(
     source: str, target: str, protocol: int, body: bytes, hop_limit: int = 64, options: bytes = b""
 ) -> bytes:
@@ -455,8 +461,8 @@ def ip(
     )
 
 
-def tcp(source_port: int, target_port: int, flags: int) -> bytes:
-    return struct.pack("!HHIIBBHHH", source_port, target_port, 0, 0, 0x50, flags, 0, 0, 0)
+def tcp(source_port: int, target_port: int, flags: int, number: int = 7) -> bytes:
+    return struct.pack("!HHIIBBHHH", source_port, target_port, number, 0, 0x50, flags, 0, 0, 0)
 
 
 SYN4 = ip("192.0.2.77", "10.9.2.11", 6, tcp(4000, 80, 0x02), 59)
@@ -472,6 +478,32 @@ PACKET_CASES: dict[str, tuple[bytes, tuple[str, int], Packet | None]] = {
     ),
     "SYN of somebody else": (
         ip("10.9.2.2", "10.9.2.11", 6, tcp(5000, 80, 0x02), 64),
+        SERVER4,
+        None,
+    ),
+    "SYN of another probe": (
+        ip("192.0.2.78", "10.9.2.11", 6, tcp(5000, 80, 0x02, 8), 59),
+        SERVER4,
+        None,
+    ),
+    "SYN of another probe, by chance from the same port": (
+        ip("192.0.2.78", "10.9.2.11", 6, tcp(4000, 80, 0x02, 8), 59),
+        SERVER4,
+        None,
+    ),
+    "answer to another probe": (
+        ip("10.9.2.11", "192.0.2.78", 6, tcp(80, 4000, 0x12)),
+        SERVER4,
+        None,
+    ),
+    "ICMP about another probe": (
+        ip(
+            "10.9.2.1",
+            "192.0.2.78",
+            1,
+            struct.pack("!BBHHH", 3, 4, 0, 0, 1400)
+            + ip("192.0.2.78", "10.9.2.11", 6, tcp(4000, 80, 2)),
+        ),
         SERVER4,
         None,
     ),
@@ -531,6 +563,10 @@ PACKET_CASES: dict[str, tuple[bytes, tuple[str, int], Packet | None]] = {
 }
 # The filter is coarser: every ICMP error passes it.
 PASSES = {
+    "SYN of another probe",
+    "SYN of another probe, by chance from the same port",
+    "answer to another probe",
+    "ICMP about another probe",
     "ICMP about somebody else",
     "ICMP about another server",
     "ping",
@@ -542,7 +578,14 @@ PASSES = {
 @pytest.mark.parametrize("name", PACKET_CASES)
 def test_packets_of_the_connection_are_told_from_others(name: str) -> None:
     data, server, expected = PACKET_CASES[name]
-    assert probe.read_packet(data, "in", "back", server=server, local_port=4000) == expected
+    assert probe.read_packet(data, "in", "back", server=server, **own(server)) == expected
+
+
+def test_without_a_number_the_hop_limit_must_do() -> None:
+    for number in (7, 8):
+        data = ip("10.9.2.2", "10.9.2.11", 6, tcp(5000, 80, 0x02, number), 59)
+        found = probe.read_packet(data, "in", "back", server=SERVER4, **own(SERVER4, None))
+        assert found == Packet("in", "back", "syn", "10.9.2.2")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the filter runs in Linux")
@@ -563,7 +606,7 @@ def test_the_kernels_filter_lets_them_pass(name: str) -> None:
 
 @given(st.binary(max_size=120), st.sampled_from([SERVER4, SERVER6]))
 def test_no_packet_is_too_strange(data: bytes, server: tuple[str, int]) -> None:
-    found = probe.read_packet(data, "in", "back", server=server, local_port=4000)
+    found = probe.read_packet(data, "in", "back", server=server, **own(server))
     assert found is None or found.interface == "back"
 
 
@@ -571,7 +614,7 @@ def test_no_packet_is_too_strange(data: bytes, server: tuple[str, int]) -> None:
 def test_no_icmp_error_is_too_strange(rest: bytes) -> None:
     body = struct.pack("!BBHHH", 3, 4, 0, 0, 1400) + rest
     data = ip("10.9.2.1", "192.0.2.77", 1, body)
-    assert probe.read_packet(data, "in", "back", server=SERVER4, local_port=4000) is None
+    assert probe.read_packet(data, "in", "back", server=SERVER4, **own(SERVER4)) is None
 
 
 # Input, output.

@@ -73,6 +73,7 @@ OPTIONS: dict[str, t.Any] = {
     "gateways": ["10.9.2.2"],
     "addresses": [],
     "direct": [],
+    "guard": False,
     "table": 101,
     "table_name": "tproxy_backend",
     "rule_priority": 110,
