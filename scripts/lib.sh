@@ -136,6 +136,8 @@ in_lab() {
 # Undo in_lab's mount namespace, unless another clone's lab is up.
 leave_lab() {
   [ -z "$(in_lab podman network ls --quiet --filter name=^clearproxy-)" ] || return 0
+  # Two that ended at the same moment may each have left this to the other.
+  in_lab "$REPO/molecule/resources/machine" restore
   (
     flock 9
     ! mountpoint -q "$RUN/mnt" || umount "$RUN/mnt"

@@ -261,6 +261,7 @@ def test_each_breakage_is_named_exactly_and_repaired(lab: Lab, names: str) -> No
     play = roles(broken)
     for host, breakage in broken.items():
         lab.run(host, breakage.does)
+    spoilt = True
     try:
         # tproxy_info changes nothing: it is asked in the same run that only looks ahead.
         ahead = lab.results([INFO, play], "--check", may_fail=True)
@@ -287,10 +288,14 @@ def test_each_breakage_is_named_exactly_and_repaired(lab: Lab, names: str) -> No
             else:
                 assert not complaints(done[host]), (host, complaints(done[host]))
                 assert changes(done[host]) == changes(ahead[host]), host
+        spoilt = False
     finally:
         for host, breakage in broken.items():
             if breakage.mend:
                 lab.run(host, breakage.mend)
+        if spoilt:
+            # The next round is about something else.
+            lab.results([play], may_fail=True)
     for host, said in answers(lab.results([INFO])).items():
         assert said["failed_checks"] == [], (host, reasons(said))
         assert served(lab, host) == BOTH, host

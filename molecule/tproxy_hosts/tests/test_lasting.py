@@ -74,18 +74,20 @@ def test_after_a_reboot_the_first_request_that_is_answered_is_transparent(lab: L
     assert set(paths(lab, CANARY).values()) == {"1"}
 
 
-# Option of ip, the proxy, and an address that nobody has.
+# Option of ip, the proxy, an address that nobody has, and the subnet of both.
 WAYS = {
-    "ipv4": ("-4", "10.99.2.2", "10.99.2.77"),
-    "ipv6": ("-6", "fd00:99:2::2", "fd00:99:2::77"),
+    "ipv4": ("-4", "10.99.2.2", "10.99.2.77", "10.99.2.0/24"),
+    "ipv6": ("-6", "fd00:99:2::2", "fd00:99:2::77", "fd00:99:2::/64"),
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_canary_tells_prometheus_and_systemd_of_a_dead_path(lab: Lab, family: str) -> None:
     """HAProxy's own check is green all the time."""
-    option, right, wrong = WAYS[family]
+    option, right, wrong, subnet = WAYS[family]
     replace = f"ip -n server {option} route replace default dev eth0 table 101 proto kernel via"
+    # The proxy itself is still answered: else it would be the server that is down.
+    neighbours = f"{subnet} dev eth0 table 101"
     all_up = dict.fromkeys(FAMILIES, "1")
 
     def written(expected: dict[str, str]) -> bool:
@@ -93,13 +95,13 @@ def test_the_canary_tells_prometheus_and_systemd_of_a_dead_path(lab: Lab, family
 
     assert active(lab, CANARY, "tproxy-canary.timer")
     lab.wait(partial(written, all_up), "all paths up")
-    lab.run(CANARY, f"{replace} {wrong}")
+    lab.run(CANARY, f"ip -n server {option} route add {neighbours}; {replace} {wrong}")
     try:
         lab.wait(partial(written, {**all_up, family: "0"}), f"{family} down, and nothing else")
         lab.wait(partial(failed, lab, CANARY, "tproxy-canary"), "the failed unit", 10)
         assert f'family="{family}"' in lab.run(CANARY, f"grep '_failed_hop{{' {METRICS}")
     finally:
-        lab.run(CANARY, f"{replace} {right}")
+        lab.run(CANARY, f"{replace} {right}; ip -n server {option} route del {neighbours}")
     lab.wait(partial(written, all_up), "all paths up again")
     lab.wait(lambda: not failed(lab, CANARY, "tproxy-canary"), "the unit", 10)
 
@@ -116,8 +118,11 @@ def test_an_interface_that_appears_ten_seconds_after_boot(lab: Lab) -> None:
             lab.wait(partial(transparent, lab, host), f"{host} after the interface appeared", 15)
     finally:
         for host in TPROXY_HOSTS:
+            # What udev does for an interface that comes late; there is none in here.
             lab.run(
-                host, "systemctl disable lab-late.timer && systemctl enable lab-back lab-server"
+                host,
+                "systemctl disable lab-late.timer && systemctl enable lab-back lab-server"
+                " && tproxy-host start",
             )
 
 
@@ -125,9 +130,13 @@ def test_an_interface_that_appears_ten_seconds_after_boot(lab: Lab) -> None:
     "flush", ["nft flush ruleset", "iptables -t mangle -F", "ip -6 rule del priority 101"]
 )
 def test_the_guard_restores_what_a_hand_flushed(lab: Lab, flush: str) -> None:
+    def repairs() -> int:
+        return int(lab.run(GUARDED, f"{said} | grep -c '; put back$' || :"))
+
+    said = "journalctl --unit tproxy-host-guard --output cat"
     assert transparent(lab, GUARDED)
+    before = repairs()
     lab.run(GUARDED, flush)
-    assert not transparent(lab, GUARDED), "the guard was quicker than the test: it shows nothing"
-    begin = time.monotonic()
-    lab.wait(partial(transparent, lab, GUARDED), "the guard", seconds=10)
-    assert time.monotonic() - begin < 10
+    # It may be back before anyone can see that it was gone: the guard's own line says so.
+    lab.wait(lambda: repairs() > before, "the guard's line", seconds=10)
+    assert transparent(lab, GUARDED)
