@@ -32,9 +32,10 @@ lock() {
     flock "$@" 9
 }
 
+# Within so many seconds: less than what systemd gives the unit whose command this is.
 alone() {
-    lock -w 90 && return
-    echo "@PROGRAM@: another one has kept $configuration locked for 90 seconds; nothing was changed" >&2
+    lock -w "$1" && return
+    echo "@PROGRAM@: another one has kept $configuration locked for $1 seconds; nothing was changed" >&2
     exit 1
 }
 
@@ -274,15 +275,14 @@ log() {
 
 # One line for each repair. What a repair does not help against is said once, and tried again now and then.
 guard() {
-    hopeless='' looks=0
+    hopeless=
     while [ -d "$configuration" ]; do
         # Once it has the lock: a stop may have been at work until then.
         if lock -w 2 && [ ! -e "$stopped" ]; then
             wrong=$(check)
-            looks=$(((looks + 1) % 12))
             if [ -z "$wrong" ]; then
                 hopeless=
-            elif [ "$wrong" != "$hopeless" ] || [ "$looks" = 0 ]; then
+            else
                 said=$(start 2>&1)
                 left=$(check)
                 if [ -z "$left" ]; then
@@ -302,17 +302,17 @@ guard() {
 
 case ${1-} in
     start)
-        alone
+        alone 60
         rm -f "$stopped"
         start || failed=1
         ;;
     stop)
-        alone
+        alone 60
         # So that the guard, which may still run, keeps its hands off.
         [ ! -d "${stopped%/*}" ] || echo '@HEADER@' >"$stopped"
 @STOP@        ;;
     restore)
-        alone
+        alone 20
         [ -e "$stopped" ] || start || failed=1
         ;;
     check)

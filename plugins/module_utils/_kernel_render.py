@@ -397,6 +397,8 @@ Description=Watch over {what} and put back what is removed
 After={unit}
 # Stops with it. Wanted by it below, so that it comes back with it too.
 PartOf={unit}
+# Nor does it give up when that is tried again and again.
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart={program} guard

@@ -408,7 +408,8 @@ def _plan_files(
     files: dict[str, str | None] = {}
     for path, content in contents.items():
         found = snapshot.files.get(path)
-        if found is not None and render.HEADER not in found:
+        # Empty: a full disk, or a hand.
+        if found and render.HEADER not in found:
             if content is None:
                 # Of others.
                 continue

@@ -390,8 +390,14 @@ class Surveyor:
                 )
             if pid.isdecimal() and (service is not None or int(pid)):
                 wanted = int(pid)
-                # A unit may start a program of any name, and also one that starts HAProxy elsewhere.
-                if haproxy.Process(wanted, 0, self._arguments(pid)).files:
+                # A unit may start a program of any name, and also one that starts HAProxy elsewhere, which
+                # takes a word of its own first (`docker run … haproxy -f …`).
+                arguments = self._arguments(pid)
+                if (
+                    arguments[1:2]
+                    and arguments[1].startswith("-")
+                    and haproxy.Process(wanted, 0, arguments).files
+                ):
                     program = program or self._program(pid)
         try:
             processes = self._processes(program)

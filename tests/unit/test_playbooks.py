@@ -9,7 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
 PLAYBOOKS = Path(__file__).resolve().parent.parent.parent / "playbooks"
 SITE: list[dict[str, Any]] = yaml.safe_load((PLAYBOOKS / "site.yml").read_text())
@@ -53,4 +56,42 @@ def test_connections_are_tried_at_the_end_and_not_before_the_servers_have_a_way_
     (last,) = SITE[-1]["tasks"]
     assert last["ansible.builtin.include_role"]["tasks_from"] == "verify"
     assert last["vars"]["__tproxy_host_connect_to"] == "everybody"
-    assert last["when"] == "not ansible_check_mode"
+    assert last["when"][0] == "not ansible_check_mode"
+
+
+def value(expression: str, **variables: Any) -> Any:
+    """Of an expression of the last play's only task."""
+    last = SITE[-1]["tasks"][0]["vars"]
+    trusted = {name: trust_as_template(str(last[name])) for name in last}
+    everything = {"groups": {}, "hostvars": {}, "ansible_check_mode": False, **variables}
+    templar = Templar(DataLoader(), {**trusted, **everything})
+    return templar.template(trust_as_template("{{ " + expression + " }}"))
+
+
+@pytest.mark.parametrize(("address", "asked"), [("10.0.0.1", True), ("10.0.0.2", False)])
+def test_of_two_proxies_the_one_with_the_servers_gateway_is_asked(
+    address: str, asked: bool
+) -> None:
+    when = SITE[-1]["tasks"][0]["when"][1]
+    facts = {"all_ipv4_addresses": [address, "10.0.9.9"], "all_ipv6_addresses": []}
+    servers = {"app1": {"tproxy_backend_gateways": ["10.0.0.1", "fd00::1"]}, "app2": {}}
+    found = value(when, ansible_facts=facts, groups={"app_servers": [*servers]}, hostvars=servers)
+    assert found is asked
+    assert value(when, ansible_facts=facts), "nothing is known of the servers"
+
+
+@pytest.mark.parametrize(
+    ("variables", "nothing"),
+    [
+        ({}, False),
+        ({"haproxy_affinity_backends": [{"name": "web"}]}, False),
+        ({"haproxy_affinity_backends": [{"name": "db", "mode": "tcp"}]}, True),
+        ({"haproxy_affinity_defaults": {"mode": "tcp"}}, True),
+        ({"haproxy_affinity_raw": [{"section": "listen db"}]}, True),
+        ({"haproxy_affinity_raw": [{}], "tproxy_host_servers": ["10.0.0.9:80"]}, False),
+    ],
+)
+def test_no_server_is_sent_http_that_may_not_speak_it(
+    variables: dict[str, Any], nothing: bool
+) -> None:
+    assert value("__tproxy_host_send_nothing", **variables) is nothing
