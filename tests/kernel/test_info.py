@@ -654,7 +654,7 @@ def test_a_program_is_not_haproxy_because_of_its_name(site: Site, tmp_path: Path
     shutil.copy("/bin/sleep", exporter)
     shutil.copy(binaries() / "3.2" / "root" / "usr" / "sbin" / "haproxy", other)
     site.stop()
-    beside = subprocess.Popen(site.proxy.command(str(exporter), "60"))
+    others = [subprocess.Popen(site.proxy.command(str(exporter), "60"))]
     try:
         found = site.info(gather=["haproxy"], haproxy=str(other), config=[PATH])
         assert failed(found) == [("haproxy_running", "")], bad(found)
@@ -667,10 +667,28 @@ def test_a_program_is_not_haproxy_because_of_its_name(site: Site, tmp_path: Path
         site.proxy.run("tee", "/usr/local/sbin/systemctl", text=systemctl)
         site.proxy.sh("chmod 755 /usr/local/sbin/systemctl")
         assert failed(site.info(gather=["haproxy"])) == []
+        # A unit whose main process only asks another one to run HAProxy.
+        site.stop()
+        site.start(configured("3.2"))
+        docker = tmp_path / "docker"
+        docker.write_text("#!/bin/sh\nread line\n")
+        docker.chmod(0o755)
+        asking = subprocess.Popen(
+            site.proxy.command(str(docker), "run", "haproxy:3.2", "haproxy", "-f", PATH),
+            stdin=subprocess.PIPE,
+        )
+        others.append(asking)
+        systemctl = f"#!/bin/sh\ncase $1 in show) echo {asking.pid} ;; esac\n"
+        site.proxy.run("tee", "/usr/local/sbin/systemctl", text=systemctl)
+        found = site.info(gather=["haproxy"])
+        assert failed(found) == []
+        (running,) = [check for check in found["checks"] if check["name"] == "haproxy_running"]
+        assert running["observed"].startswith(f"{site.haproxy.pid} (workers ")
     finally:
         site.proxy.sh("rm -f /usr/local/sbin/systemctl")
-        beside.kill()
-        beside.wait()
+        for other_process in others:
+            other_process.kill()
+            other_process.communicate()
         site.stop()
         site.start(configured("3.2"))
 
