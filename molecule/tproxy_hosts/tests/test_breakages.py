@@ -191,6 +191,7 @@ ROUNDS: dict[str, dict[str, Breakage]] = {
         "debian11": Breakage(
             service("AmbientCapabilities=\\nAmbientCapabilities=CAP_NET_BIND_SERVICE"),
             ("worker_capability",),
+            ("Reload the service",),
             packets=False,
             says="CapEff",
             mend=UNSERVICE,
