@@ -109,34 +109,28 @@ def _boot(survey: Survey, snapshot: Seen[Snapshot], desired: Desired) -> t.Itera
         if name == "record" and not changes and snapshot.files.get(render.RECORD) is None:
             changes = (Change(f"file {render.RECORD}", "", "present"),)
         yield one_of(name, "", changes, desired)
-    for name, seen, good, remedy in (
+    for name, verb, good, remedy in (
         (
             "unit_enabled",
-            survey.unit_enabled,
+            "is-enabled",
             ("enabled", "enabled-runtime", "static", "alias", "linked"),
-            f"systemctl enable {render.UNIT_NAME}",
+            "systemctl enable {}",
         ),
         (
             "unit_active",
-            survey.unit_active,
+            "is-active",
             ("active", "reloading"),
-            f"systemctl restart {render.UNIT_NAME}, and see its log",
+            "systemctl restart {}, and see its log",
         ),
     ):
-        expected = good[0]
-        if isinstance(seen, Unseen):
-            yield Check(name, UNKNOWN, "", render.UNIT_NAME, seen.reason, expected)
-        else:
-            bad = seen not in good
-            yield Check(
-                name,
-                FAILED if bad else OK,
-                "",
-                render.UNIT_NAME,
-                seen,
-                expected,
-                remedy if bad else "",
-            )
+        for unit in render.units(desired):
+            seen = survey.units.get((verb, unit), Unseen("not looked at"))
+            if isinstance(seen, Unseen):
+                yield Check(name, UNKNOWN, "", unit, seen.reason, good[0])
+            elif seen in good:
+                yield Check(name, OK, "", unit, seen, good[0])
+            else:
+                yield Check(name, FAILED, "", unit, seen, good[0], remedy.format(unit))
     expected = "nothing empties the firewall's tables without a word to systemd"
     if isinstance(snapshot, Unseen):
         yield Check("firewall_reload", UNKNOWN, "", "", snapshot.reason, expected)

@@ -582,8 +582,12 @@ def is_flushed(snapshot: Snapshot, desired: Desired) -> bool:
 
     0.9 and 1.3 do so although they replace their own table of nft, 2.3 does not. It says that it owns its table,
     which the others do not know how to. With iptables as its own backend it has no table, but these chains.
+    It calls the host's own iptables.
     """
     if desired.guard or desired.firewall not in IPTABLES_BACKENDS:
+        return False
+    kind = desired.firewall.partition("-")[2]
+    if kind and snapshot.own_kind and kind != snapshot.own_kind:
         return False
     return any(
         table.name == "firewalld" and "flag owner" not in table.others for table in snapshot.nft

@@ -192,6 +192,7 @@ class Host:
         others = self._other_variants(variant)
         return {
             "variant": variant,
+            "own_kind": self._kind("iptables"),
             "firewall": {
                 family: self.firewall(family, variant, needed=wanted and family in options.families)
                 for family in FAMILIES

@@ -846,7 +846,9 @@ class Snapshot:
     # family -> table -> content, as the chosen iptables sees it; without one, the host's own.
     firewall: t.Mapping[str, t.Mapping[str, FilterTable]] = field(default_factory=dict)
     variant: str = "iptables"
-    # The same of the other variant, whose rules the kernel runs as well.
+    # What the host's own iptables is: nft or legacy.
+    own_kind: str | None = None
+    # What the other variant sees, whose rules the kernel runs as well.
     other_variants: t.Mapping[str, t.Mapping[str, t.Mapping[str, FilterTable]]] = field(
         default_factory=dict
     )

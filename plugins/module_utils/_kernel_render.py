@@ -39,7 +39,8 @@ UNIT_NAME = "tproxy-host.service"
 UNIT = f"/etc/systemd/system/{UNIT_NAME}"
 # Is there while the rules are stopped by hand.
 STOPPED = "/var/lib/tproxy-host/stopped"
-GUARD_UNIT = "/etc/systemd/system/tproxy-host-guard.service"
+GUARD_NAME = "tproxy-host-guard.service"
+GUARD_UNIT = f"/etc/systemd/system/{GUARD_NAME}"
 SYSCTLS = "/etc/sysctl.d/99-tproxy-host.conf"
 TABLE_NAME = "/etc/iproute2/rt_tables.d/tproxy-host.conf"
 FIREWALL = {"ipv4": f"{CONFIGURATION}/iptables.rules", "ipv6": f"{CONFIGURATION}/ip6tables.rules"}
@@ -443,6 +444,11 @@ def loader() -> str:
         iptables=map(os.path.basename, FIREWALL.values()),
         removes=True,
     )
+
+
+def units(desired: Desired) -> tuple[str, ...]:
+    """What systemd runs of ours."""
+    return (UNIT_NAME, GUARD_NAME) if desired.guard else (UNIT_NAME,)
 
 
 def files(desired: Desired, advertised: t.Iterable[str]) -> dict[str, str | None]:

@@ -110,8 +110,8 @@ class Survey:
     # family -> the interface of the default route
     default_interfaces: t.Mapping[str, str] = field(default_factory=dict)
     usage: tuple[Usage, ...] = ()
-    unit_enabled: Seen[str] = Unseen("not looked at")
-    unit_active: Seen[str] = Unseen("not looked at")
+    # (what was asked of systemctl, unit) -> its answer
+    units: t.Mapping[tuple[str, str], Seen[str]] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
 
 
@@ -160,8 +160,12 @@ class Surveyor:
             sysctls=self.sysctls(),
             default_interfaces=self.default_interfaces() if network else {},
             usage=self.usage(addresses) if "limits" in groups else (),
-            unit_enabled=self.unit("is-enabled") if "boot" in groups else Unseen("not asked for"),
-            unit_active=self.unit("is-active") if "boot" in groups else Unseen("not asked for"),
+            units={
+                (verb, unit): self.unit(verb, unit)
+                for unit in render.units(desired)
+                for verb in ("is-enabled", "is-active")
+                if "boot" in groups
+            },
         )
         support = {
             family: self.support(desired, family, found.sockets.get(family, ""))
@@ -544,8 +548,8 @@ class Surveyor:
 
     # What lasts, and what runs out
 
-    def unit(self, verb: str) -> Seen[str]:
-        done = self.look("systemctl", verb, render.UNIT_NAME)
+    def unit(self, verb: str, unit: str) -> Seen[str]:
+        done = self.look("systemctl", verb, unit)
         if isinstance(done, Unseen):
             return done
         _code, answer, error = done
@@ -554,7 +558,7 @@ class Surveyor:
             return words[0]
         if "No such file" in error or "not found" in error:
             return "not-found"
-        return Unseen(f"`systemctl {verb} {render.UNIT_NAME}`: {_first(error)}")
+        return Unseen(f"`systemctl {verb} {unit}`: {_first(error)}")
 
     def usage(self, addresses: t.Sequence[Address]) -> tuple[Usage, ...]:
         """The client of each family with the most connections to one server."""

@@ -324,9 +324,9 @@ notes:
     complete. Otherwise run M(clearproxy.haproxy.tproxy_rules) again."
   - "V(record) (boot): What the module remembers is there. Otherwise run
     M(clearproxy.haproxy.tproxy_rules) again."
-  - "V(unit_enabled) (boot): The unit that restores the rules is enabled. Otherwise C(systemctl
-    enable tproxy-host.service)."
-  - "V(unit_active) (boot): It is active. Otherwise start it and read its log."
+  - "V(unit_enabled) (boot): The unit that restores the rules at boot is enabled, and the guard's
+    where there shall be one. Otherwise C(systemctl enable tproxy-host.service)."
+  - "V(unit_active) (boot): They are active. Otherwise restart what is not, and read its log."
   - "V(firewall_reload) (boot): The rules are in no tables that firewalld up to 1.x empties when
     C(firewall-cmd --reload) is run, which systemd is not told of, or the guard puts them back.
     Otherwise run M(clearproxy.haproxy.tproxy_rules) with C(guard=true) or

@@ -227,6 +227,21 @@ def test_the_user(version: str, user: str, setcap: str, uid: int, status: str) -
     assert named(found, "config_user").status == status
 
 
+@pytest.mark.parametrize("guard", [False, True])
+@pytest.mark.parametrize(
+    ("verb", "name"), [("is-enabled", "unit_enabled"), ("is-active", "unit_active")]
+)
+def test_each_unit_is_looked_at(verb: str, name: str, guard: bool) -> None:
+    units = {
+        (verb, "tproxy-host.service"): {"is-enabled": "enabled", "is-active": "active"}[verb],
+        (verb, "tproxy-host-guard.service"): {"is-enabled": "disabled", "is-active": "failed"}[verb],
+    }  # fmt: skip
+    found = checks.checks_of(Survey(units=units), Snapshot(), Desired(guard=guard), ("boot",))
+    statuses = [(check.subject, check.status) for check in found if check.name == name]
+    guards = [("tproxy-host-guard.service", "failed")] if guard else []
+    assert sorted(statuses) == sorted([("tproxy-host.service", "ok"), *guards])
+
+
 @pytest.mark.parametrize(
     ("status", "essential", "transparent"),
     [("ok", True, True), ("unknown", False, True), ("unknown", True, False), ("failed", False, False)],
@@ -328,8 +343,13 @@ SURVEYS = st.builds(
     usage=st.lists(
         st.builds(Usage, FAMILY, TEXT, TEXT, st.integers(0, 99)), max_size=2
     ).map(tuple),
-    unit_enabled=UNSEEN | TEXT,
-    unit_active=UNSEEN | TEXT,
+    units=st.dictionaries(
+        st.tuples(
+            st.sampled_from(["is-enabled", "is-active"]),
+            st.sampled_from(["tproxy-host.service", "tproxy-host-guard.service"]),
+        ),
+        UNSEEN | TEXT,
+    ),
 )  # fmt: skip
 RULE = st.builds(
     IpRule,

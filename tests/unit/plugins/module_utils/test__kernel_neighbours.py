@@ -44,6 +44,8 @@ def test_both_rules_of_a_vpn_before_ours_are_warned_of() -> None:
         (("firewalld",), {}, 1),
         (("firewalld",), {"guard": True}, 0),
         (("firewalld",), {"firewall": "nftables"}, 0),
+        (("firewalld",), {"firewall": "iptables-nft"}, 1),
+        (("firewalld",), {"firewall": "iptables-legacy"}, 0),
         (("chains",), {}, 1),
         (("chains",), {"guard": True}, 0),
         (("theirs",), {}, 0),
@@ -57,7 +59,7 @@ def test_firewalld_flushes_iptables_when_it_loads(
     nft = tuple(known.get(name, NftTable("inet", name)) for name in tables if name != "chains")
     # Its own backend may be iptables.
     chains = FilterTable(("INPUT", "INPUT_ZONES") if "chains" in tables else ("INPUT",))
-    snapshot = Snapshot(nft=nft, firewall={"ipv4": {"filter": chains}})
+    snapshot = Snapshot(nft=nft, firewall={"ipv4": {"filter": chains}}, own_kind="nft")
     assert len(flush_warnings(snapshot, Desired(**options))) == expected  # type: ignore[arg-type]
     assert flush_warnings(snapshot, None) == ()
 
