@@ -27,17 +27,15 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_checks_
     planned,
     rules_checks,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_firewall import (
     FLUSHED,
     FLUSHED_REMEDY,
     is_flushed,
 )
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
-    Change,
-    Desired,
-    Snapshot,
-)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import Change
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_probe import Result
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Snapshot
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_survey import (
     Seen,
     Survey,

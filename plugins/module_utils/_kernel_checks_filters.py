@@ -20,11 +20,11 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_check i
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_checks_rules import (
     is_guarded,
 )
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import (
     IPTABLES_BACKENDS,
     Desired,
-    Snapshot,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Snapshot
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_survey import (
     Decision,
     Seen,

@@ -14,7 +14,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_check i
     UNKNOWN,
     Check,
 )
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import Desired
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_survey import (
     Survey,
     Unseen,

@@ -17,16 +17,16 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_check i
     UNKNOWN,
     Check,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
     TABLE_MAIN,
     Change,
-    Desired,
     IpRule,
-    Snapshot,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_plan import plan_host
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_routing import warnings_of
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Snapshot
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_survey import (
     Decision,
     Seen,

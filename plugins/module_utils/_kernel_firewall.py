@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_nft as nft
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import (
+    IPTABLES_BACKENDS,
+    Desired,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     BUILTIN_CHAINS,
-    IPTABLES_BACKENDS,
     Change,
-    Desired,
     FilterRule,
     FilterTable,
-    FirewallStep,
     NftRule,
     NftTable,
+)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import (
+    FirewallStep,
     Snapshot,
 )
 

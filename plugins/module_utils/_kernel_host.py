@@ -30,6 +30,11 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils import (
     _kernel_return_render as return_render,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error, InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import (
+    IPTABLES_BACKENDS,
+    Desired,
+    sysctl_name,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_firewall import (
     choose_backend,
     signs_of,
@@ -38,17 +43,16 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     BRIDGE_CALLS,
     BUILTIN_CHAINS,
     FAMILIES,
-    IPTABLES_BACKENDS,
-    Desired,
     FilterTable,
     IpRule,
     NftTable,
+    Route,
+    TableName,
+)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import (
     Plan,
     Record,
-    Route,
     Snapshot,
-    TableName,
-    sysctl_name,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_sysctls import above
 

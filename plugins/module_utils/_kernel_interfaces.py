@@ -8,12 +8,12 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
-    BRIDGE_CALLS,
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import (
     Desired,
-    Snapshot,
     sysctl_name,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import BRIDGE_CALLS
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Snapshot
 
 
 def refuse_interfaces(snapshot: Snapshot, desired: Desired) -> None:

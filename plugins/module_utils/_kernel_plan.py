@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_firewall import (
     flush_warnings,
     mark_warnings,
@@ -24,10 +25,6 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_interfa
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
     Change,
-    Desired,
-    Plan,
-    Record,
-    Snapshot,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_result import file_change
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_routing import (
@@ -35,6 +32,11 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_routing
     refuse_routing,
     refuse_table_names,
     warnings_of,
+)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import (
+    Plan,
+    Record,
+    Snapshot,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_sysctls import (
     advertised_of,

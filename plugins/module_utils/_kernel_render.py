@@ -10,23 +10,25 @@ import typing as t
 from dataclasses import replace
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_nft as nft
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import (
+    IPTABLES_BACKENDS,
+    Desired,
+    sysctl_name,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_loader import (
     loader as _loader,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
-    IPTABLES_BACKENDS,
     OWNER,
     RTPROT_NUMBERS,
     TABLE_MAIN,
-    Desired,
     FilterRule,
     IpRule,
     NftChain,
     NftRule,
     NftTable,
     Route,
-    sysctl_name,
 )
 
 HEADER = (

@@ -13,6 +13,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils import (
     _kernel_return_render as render,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import sysctl_name
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
     Address,
@@ -20,7 +21,6 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     IpRule,
     Route,
     family_of,
-    sysctl_name,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_result import file_change
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_return_model import (

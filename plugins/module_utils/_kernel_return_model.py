@@ -12,6 +12,13 @@ import typing as t
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import (
+    check_interface_name,
+    parse_mark,
+    parse_priority,
+    parse_table,
+    parse_table_name,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
     Address,
@@ -19,12 +26,7 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
     IpRule,
     Route,
     TableName,
-    check_interface_name,
     family_of,
-    parse_mark,
-    parse_priority,
-    parse_table,
-    parse_table_name,
 )
 
 MODES = ("default_gateway", "source_address", "connection_mark")

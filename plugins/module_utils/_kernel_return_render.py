@@ -9,12 +9,12 @@ import ipaddress
 import os
 import typing as t
 
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import sysctl_name
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_loader import loader
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
     IpRule,
     Route,
-    sysctl_name,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_render import (
     FLUSHERS,

@@ -10,15 +10,15 @@ from dataclasses import replace
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     TABLE_MAIN,
     Change,
-    Desired,
     IpRule,
     Route,
-    Snapshot,
     TableName,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Snapshot
 
 
 def _own_rule(rule: IpRule, exact: t.Iterable[Desired], recorded: t.Iterable[Desired]) -> bool:

@@ -22,13 +22,13 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_parse as parse
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_host import Host
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     FAMILIES,
     Address,
-    Desired,
-    Snapshot,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Snapshot
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Seconds for one program that only prints something.

@@ -10,12 +10,12 @@ import typing as t
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
-    Change,
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import (
     Desired,
-    Snapshot,
     sysctl_name,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import Change
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Snapshot
 
 # What the kernel writes by itself when the key is written (inet_forward_change(),
 # addrconf_fixup_forwarding()).

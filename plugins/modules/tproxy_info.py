@@ -447,14 +447,12 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_check i
     Check,
     summary,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_haproxy import (
     Configuration,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_host import Host
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
-    Desired,
-    Record,
-)
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Record
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_survey import (
     Survey,
     Surveyor,

@@ -340,8 +340,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_arguments import RULES
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_host import Host
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_plan import plan_host
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_result import carry_out
 

@@ -31,13 +31,13 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils import (
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_filters as filters
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_haproxy as haproxy
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     Change,
-    Desired,
     IpRule,
     Route,
-    Snapshot,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Snapshot
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_survey import (
     Decision,
     Survey,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_filters as filters
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import Desired
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 
 ANSWER = filters.Packet(
     "ipv4", "10.9.2.11", "192.0.2.77", iif="back", sport=8080, mark=1, state="established"

@@ -14,12 +14,12 @@ import pytest
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_parse as parse
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_interfaces import (
     bridge_warnings,
     refuse_interfaces,
 )
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
-    Desired,
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import (
     Record,
     Snapshot,
 )

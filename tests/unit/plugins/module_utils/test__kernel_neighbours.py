@@ -10,16 +10,16 @@ import pytest
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_parse as parse
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_firewall import (
     flush_warnings,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
-    Desired,
     FilterTable,
     NftTable,
-    Snapshot,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_routing import warnings_of
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Snapshot
 
 # As `ip -N -d -j rule` shows what wg-quick makes.
 WG_QUICK = """[

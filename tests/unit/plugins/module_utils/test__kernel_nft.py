@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_nft as nft
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import (
+    BACKENDS,
+    Desired,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_firewall import (
     Signs,
     choose_backend,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
-    BACKENDS,
-    Desired,
     MarkChange,
     NftTable,
 )

@@ -13,8 +13,8 @@ import pytest
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_parse as parse
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import Error
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import Desired
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
-    Desired,
     IpRule,
     Route,
     TableName,

@@ -19,27 +19,31 @@ from hypothesis import strategies as st
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_parse as parse
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _kernel_render as render
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import (
+    Desired,
+    Intercept,
+    sysctl_path,
+)
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
     BUILTIN_CHAINS,
     FAMILIES,
-    Desired,
     FilterRule,
     FilterTable,
-    Intercept,
     IpRule,
     MarkChange,
     NftChain,
     NftRule,
     NftTable,
-    Plan,
-    Record,
     Route,
-    Snapshot,
     TableName,
-    sysctl_path,
 )
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_plan import plan_host
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_result import diff_of
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import (
+    Plan,
+    Record,
+    Snapshot,
+)
 
 INTERFACES = ("lo", "front", "back")
 PROTOCOLS = {"kernel": 2, "static": 4, "unspec": 0, "boot": 3}

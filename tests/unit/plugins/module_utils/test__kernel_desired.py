@@ -12,12 +12,12 @@ import typing as t
 import pytest
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils._errors import InputError
-from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model import (
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_desired import (
     Desired,
-    Record,
     sysctl_name,
     sysctl_path,
 )
+from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_snapshot import Record
 
 OPTIONS: dict[str, t.Any] = {
     "firewall": "iptables",
