@@ -82,10 +82,12 @@ NEIGHBOURS = {
         remove="ufw --force reset; systemctl disable --now ufw",
     ),
     "firewalld": Neighbour(
-        packages=("firewalld",),
+        # Every Debian has netbase but the smallest ones; without its /etc/protocols firewalld ends as soon as it has started.
+        packages=("firewalld", "netbase"),
+        # Without the daemon, so that nothing waits for its start.
         set_up=(
-            "systemctl enable --now firewalld && firewall-cmd --permanent --add-service=http"
-            " && systemctl restart firewalld"
+            "systemctl stop firewalld; firewall-offline-cmd --add-service=http"
+            " && systemctl enable --now firewalld"
         ),
         # With the setting IPv6_rpfilter, on by default.
         at_work=(
@@ -100,7 +102,7 @@ NEIGHBOURS = {
         ),
         spares_nft=True,
         remove=(
-            "firewall-cmd --permanent --remove-service=http; systemctl disable --now firewalld"
+            "systemctl disable --now firewalld; firewall-offline-cmd --remove-service-from-zone=http"
         ),
     ),
     "docker": Neighbour(
