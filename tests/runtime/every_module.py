@@ -14,7 +14,7 @@ from pathlib import Path
 from harness import MODULES, REPO, Certificates
 
 # Those that never talk to HAProxy.
-OTHERS = {"haproxy_build_source"}
+OTHERS = {"haproxy_build_info", "haproxy_build_release", "haproxy_build_source"}
 NAMES = sorted(
     path.stem
     for path in (REPO / "plugins" / "modules").glob("haproxy_*.py")
