@@ -11,6 +11,7 @@ import fcntl
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -53,6 +54,8 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._build_release 
     verify_record,
 )
 
+# What HAProxy begins its lines with: the level, up to 2.3 the time, and the process, which is another each time.
+_PREFIX = re.compile(r"^\[[A-Z]+\]\s*(?:[0-9/]+\s+)?\([0-9]+\)\s*: ")
 # Seconds: between two looks at the processes, and that a new worker has to stay to count.
 _LOOK = 0.02
 _STAY = 0.15
@@ -75,8 +78,13 @@ class Done:
 
     @property
     def said(self) -> str:
-        lines = [line.strip() for line in (self.stderr or self.stdout).splitlines() if line.strip()]
-        return "; ".join(lines[-5:]) or f"it ended with {self.rc}"
+        # Notices name the version and the executable, which the sentence around this does.
+        lines = [
+            _PREFIX.sub("", line).strip()
+            for line in (self.stderr or self.stdout).splitlines()
+            if not line.startswith("[NOTICE]")
+        ]
+        return "; ".join([line for line in lines if line][-5:]) or f"it ended with {self.rc}"
 
 
 def call(argv: list[str], seconds: float = _ANSWER, stdin: str = "") -> Done:

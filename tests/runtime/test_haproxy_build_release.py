@@ -55,7 +55,7 @@ class Place:
             **record,
         }
         path = self.directory / f"{number}.tar.gz"
-        with tarfile.open(path, "w:gz") as archive:
+        with tarfile.open(path, "w:gz", compresslevel=1) as archive:
             for info, data in (
                 entry("./sbin/haproxy", content, 0o755),
                 entry("./share/man/man1/haproxy.1", b".TH HAPROXY 1\n"),
@@ -130,7 +130,15 @@ def one(binaries: Path, tmp_path: Path) -> Place:
     return Place(tmp_path, binary.read_bytes())
 
 
-CONFIG = "defaults\n    mode http\n    timeout client 1s\n    timeout server 1s\n    timeout connect 1s\n"
+CONFIG = """\
+defaults
+    mode http
+    timeout client 1s
+    timeout server 1s
+    timeout connect 1s
+frontend f
+    bind 127.0.0.1:1
+"""
 
 
 def test_installed_switched_to_and_rolled_back(place: Place) -> None:
@@ -175,8 +183,6 @@ def test_a_configuration_that_is_not_accepted_changes_no_link(place: Place) -> N
     assert "does not accept" in done["msg"]
     assert "bogus" in done["msg"]
     assert place.info()["current"] == a
-    # A rollback looks too, and says so.
-    assert place.run(release="previous")["failed"] is True
 
 
 def test_the_oldest_are_pruned(one: Place) -> None:
@@ -267,7 +273,6 @@ def test_a_release_that_no_longer_runs_is_said_and_replaced(one: Place) -> None:
     (found,) = one.info()["releases"]
     assert found["usable"] is False
     assert "does not run" in found["problem"]
-    assert "does not run" in one.run(release=a)["msg"] or True
     done = one.switch(1)
     assert done["installed"] is True
     assert one.info()["releases"][0]["usable"] is True
