@@ -107,7 +107,10 @@ def two(lab: Lab) -> Iterator[Lab]:
         for number, file in ((1, binary), (2, binary), (3, "/srv/hollow")):
             lab.run("proxy", f"python3 /srv/pack.py {file} {number}")
         for number, identifier, action in ((1, A, "start"), (2, B, "reload")):
-            options = {"artefact": f"/srv/try-{number}.tar.gz", "release": identifier}
+            options: dict[str, Any] = {
+                "artefact": f"/srv/try-{number}.tar.gz",
+                "release": identifier,
+            }
             predicted = release(lab, check=True, **options)
             done = release(lab, **options)
             assert (predicted["action"], done["action"]) == (action, action)
