@@ -49,6 +49,10 @@ def test_a_switch_that_ends_anywhere_is_finished_by_the_next_run(names: Names, w
         return
     done = after(names, plan.steps)
     assert done.current == plan.release
+    if wanted == "previous":
+        assert done.marker == done.previous != done.current
+    elif wanted != names.current:
+        assert done == Names(wanted, names.current or names.previous)
     for count in range(len(plan.steps) + 1):
         between = after(names, plan.steps[:count])
         again = plan_switch(between, wanted)
@@ -94,7 +98,7 @@ def test_a_second_rollback_says_that_it_was_done() -> None:
     )
 
 
-@pytest.mark.parametrize("names", [Names(), Names(A), Names(A, A)], ids=str)
+@pytest.mark.parametrize("names", [Names(), Names(A), Names(A, A), Names(A, A, A)], ids=str)
 def test_without_an_earlier_release_there_is_nothing_to_go_back_to(names: Names) -> None:
     with pytest.raises(ReleaseError, match="there is no release before"):
         plan_switch(names, "previous")
