@@ -118,12 +118,12 @@ def choose(
         )
 
     fitting = [each for each in installed if each.get("usable", True) and serves(each)]
+    fitting.sort(key=lambda each: (each.get("id") == current, *_age(each)))
     if fitting:
-        best = max(fitting, key=lambda each: (each.get("id") == current, *_age(each)))
-        return {"release": dict(best), "where": "installed"}
-    kept = [each for each in cached if serves(each)]
+        return {"release": dict(fitting[-1]), "where": "installed"}
+    kept = sorted((each for each in cached if serves(each)), key=_age)
     if kept:
-        return {"release": dict(max(kept, key=_age)), "where": "cached"}
+        return {"release": dict(kept[-1]), "where": "cached"}
     return {"release": {}, "where": "none"}
 
 

@@ -137,7 +137,7 @@ def full_features(given: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         del base["USE_PCRE2"], base["USE_PCRE2_JIT"]
     elif given.get("USE_PCRE2") is False and not given.get("USE_STATIC_PCRE2"):
         base["USE_PCRE2_JIT"] = False
-    return {name: value for name, value in sorted({**base, **given}.items())}
+    return dict(sorted({**base, **{str(name): value for name, value in given.items()}}.items()))
 
 
 def knows(branch: Branch, feature: str) -> bool:
