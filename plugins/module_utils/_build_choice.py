@@ -87,7 +87,7 @@ def fingerprint(made_of: Mapping[str, t.Any]) -> str:
             f"the fingerprint lacks {', '.join(missing)}; give all of {', '.join(_MADE_OF)}"
         )
     try:
-        text = json.dumps(made_of, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        text = json.dumps(_plain(made_of), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     except TypeError as exc:
         raise InputError(f"the fingerprint cannot be taken of this: {exc}") from exc
     return hashlib.sha256(text.encode("ascii")).hexdigest()
@@ -108,10 +108,11 @@ def choose(
     and `source_sha256` count where they are known.
     """
     there = libraries or {}
+    wish = _plain(wanted)
 
     def serves(record: Mapping[str, t.Any]) -> bool:
         return (
-            record.get("wanted") == wanted
+            _plain(record.get("wanted")) == wish
             and compiler in (None, "", record.get("compiler"))
             and _same_libraries(record.get("libraries"), there)
             and source_sha256 in (None, "", (record.get("source") or {}).get("sha256"))
@@ -125,6 +126,15 @@ def choose(
     if kept:
         return {"release": dict(kept[-1]), "where": "cached"}
     return {"release": {}, "where": "none"}
+
+
+def _plain(value: t.Any) -> t.Any:
+    """The same in Python's own types: Ansible's containers template what is in them only as it is taken out."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value
 
 
 def _age(record: Mapping[str, t.Any]) -> tuple[str, str]:

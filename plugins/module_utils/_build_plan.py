@@ -99,7 +99,7 @@ class _Planner:
                 self.refuse("make_arguments", f"{argument!r} is not NAME=value on one line")
             elif match[1] == "TARGET":
                 self.refuse(
-                    "make_arguments", f"{argument} belongs into {_NAMES['target']}; move it there"
+                    "make_arguments", f"{argument} belongs in {_NAMES['target']}; move it there"
                 )
             elif _FEATURE.fullmatch(match[1]) and match[2] in ("", "0", "1"):
                 self.given[match[1]] = match[2] == "1"

@@ -206,7 +206,7 @@ def test_a_feature_among_the_arguments_is_a_feature_and_wins() -> None:
 def test_arguments_and_values_are_checked() -> None:
     assert "'-j4' is not NAME=value" in refusal("3.0.11", make_arguments=["-j4"])
     assert "not NAME=value on one line" in refusal("3.0.11", make_arguments=["A=b\nc"])
-    assert "belongs into haproxy_build_target" in refusal("3.0.11", make_arguments=["TARGET=osx"])
+    assert "belongs in haproxy_build_target" in refusal("3.0.11", make_arguments=["TARGET=osx"])
     assert "'maybe'; give true or false" in refusal("3.0.11", features={"USE_LUA": "maybe"})
     assert "'freebsd' is none of linux-glibc" in refusal("3.0.11", target="freebsd")
     for target in TARGETS:
