@@ -53,31 +53,40 @@ def test_connections_are_tried_at_the_end_and_not_before_the_servers_have_a_way_
         if role["role"] == "clearproxy.haproxy.tproxy_host"
     ]
     assert host["vars"] == {"__tproxy_host_connect_to": "nobody"}
-    (last,) = SITE[-1]["tasks"]
+    last = SITE[-1]["tasks"][-1]
     assert last["ansible.builtin.include_role"]["tasks_from"] == "verify"
     assert last["vars"]["__tproxy_host_connect_to"] == "everybody"
     assert last["when"][0] == "not ansible_check_mode"
 
 
 def value(expression: str, **variables: Any) -> Any:
-    """Of an expression of the last play's only task."""
-    last = SITE[-1]["tasks"][0]["vars"]
+    """Of an expression of the last play's last task."""
+    last = {**SITE[-1]["vars"], **SITE[-1]["tasks"][-1]["vars"]}
     trusted = {name: trust_as_template(str(last[name])) for name in last}
     everything = {"groups": {}, "hostvars": {}, "ansible_check_mode": False, **variables}
     templar = Templar(DataLoader(), {**trusted, **everything})
     return templar.template(trust_as_template("{{ " + expression + " }}"))
 
 
-@pytest.mark.parametrize(("address", "asked"), [("10.0.0.1", True), ("10.0.0.2", False)])
+# What ip says of an address of the host itself, of one that is not, and of one without a route.
+OWN = "local fd00::1 from :: dev lo table local proto kernel src fd00::1 metric 0 pref medium"
+FOREIGN = "10.0.0.1 dev back src 10.0.0.2 uid 0"
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"), [([FOREIGN, OWN], True), ([FOREIGN, ""], False), ([], True)]
+)
 def test_of_two_proxies_the_one_with_the_servers_gateway_is_asked(
-    address: str, asked: bool
+    said: list[str], asked: bool
 ) -> None:
-    when = SITE[-1]["tasks"][0]["when"][1]
-    facts = {"all_ipv4_addresses": [address, "10.0.9.9"], "all_ipv6_addresses": []}
-    servers = {"app1": {"tproxy_backend_gateways": ["10.0.0.1", "fd00::1"]}, "app2": {}}
-    found = value(when, ansible_facts=facts, groups={"app_servers": [*servers]}, hostvars=servers)
-    assert found is asked
-    assert value(when, ansible_facts=facts), "nothing is known of the servers"
+    look, last = SITE[-1]["tasks"]
+    assert look["ansible.builtin.command"]["argv"] == ["ip", "route", "get", "{{ item }}"]
+    gateways = ["10.0.0.1", "fd00:0:0::1"][: len(said)]
+    servers = {"app1": {"tproxy_backend_gateways": gateways}, "app2": {}}
+    known = {"groups": {"app_servers": [*servers]}, "hostvars": servers}
+    assert value(look["loop"].strip("{} "), **known) == gateways
+    results = {look["register"]: {"results": [{"stdout": line} for line in said]}}
+    assert value(last["when"][1], **known, **results) is asked
 
 
 @pytest.mark.parametrize(
