@@ -78,8 +78,9 @@ def _release(params: Mapping[str, t.Any]) -> Wanted:
     name = f"haproxy-{version}.tar.gz"
     # Where www.haproxy.org has its releases, and those that lead to the next branch.
     mirror = (params["mirror"] or "").rstrip("/")
+    known = locate(mirror, "mirror").shown
     place = f"{mirror}/{match['branch']}/src{'/devel' if match['devel'] else ''}/{name}"
-    source = locate(place, "mirror", f"check that {mirror} has version {version}")
+    source = locate(place, "mirror", f"check that {known} has version {version}")
     sha256, checksums = _checksum(params["checksum"])
     if sha256 or checksums:
         return Wanted("release", name, source, version, sha256, checksums)
@@ -119,7 +120,8 @@ def locate(value: str, option: str, remedy: str = "") -> Location:
         parts = urllib.parse.urlsplit(value)
         host, _port = parts.hostname, parts.port
     except ValueError as exc:
-        raise InputError(f"{option} is {value!r}, which is not a URL ({exc}): {forms}") from exc
+        shown = re.sub(r"//[^/]*@", "//", value)
+        raise InputError(f"{option} is {shown!r}, which is not a URL: {forms}") from exc
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     # Also what an unencoded character would make of the request.
     if re.search(r"[^!-~]", value):
