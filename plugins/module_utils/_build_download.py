@@ -48,8 +48,6 @@ _LARGEST_TEXT = 1_000_000
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "lzma"}
 # What servers answer that have the file, but know no HEAD or sign the method too.
 _NO_HEAD = (403, 405, 501)
-# In what is read of a directory that another user owns.
-_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MODE = 0o644
 
 
@@ -177,12 +175,12 @@ class Transfer:
                         f"{where.shown} leads to {final.hostname} without encryption, where anybody could have changed it; {where.remedy}"
                     )
             self._length = _length_of(response)
-            while True:
+            while self._received != self._length:
                 if time.monotonic() > self._end:
                     raise self._too_slow()
                 self._refuse_size(where, max(self._received, self._length or 0), largest)
                 try:
-                    block = response.read(_BLOCK)
+                    block = response.read1(_BLOCK)
                 except Exception as exc:
                     raise self._explained(where, exc) from exc
                 if not block:
@@ -274,18 +272,25 @@ def _unreadable(where: Location, exc: OSError) -> SourceError:
     return SourceError(f"{where.shown} cannot be read: {exc.strerror}; {where.remedy}")
 
 
+def _regular(path: str, flags: int) -> t.BinaryIO | None:
+    """A plain file to read; None for a directory, and a pipe or a device, which might not end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    return t.cast(t.BinaryIO, os.fdopen(descriptor, "rb"))
+
+
 def open_of_host(where: Location) -> t.BinaryIO:
-    """A file of the host that an option names; never a pipe or a device, which might not end."""
+    """A file of the host that an option names."""
     path = t.cast(str, where.path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = _regular(path, 0)
     except OSError as exc:
         raise _unreadable(where, exc) from exc
-    file = os.fdopen(descriptor, "rb")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+    if file is None:
         raise SourceError(f"{path} is not a file; {where.remedy}")
-    return t.cast(t.BinaryIO, file)
+    return file
 
 
 def _sha256_of(stream: t.BinaryIO) -> str:
@@ -392,13 +397,14 @@ class Place:
     @contextlib.contextmanager
     def _opened(self, name: str) -> t.Iterator[t.BinaryIO | None]:
         """A plain file that is there, or None."""
-        try:
-            descriptor = os.open(self._path(name), _READ_FLAGS)
-        except OSError:
+        file = None
+        with contextlib.suppress(OSError):
+            file = _regular(self._path(name), os.O_NOFOLLOW)
+        if file is None:
             yield None
             return
-        with os.fdopen(descriptor, "rb") as file:
-            yield t.cast(t.BinaryIO, file) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        with file:
+            yield file
 
     def kept_checksum(self, name: str) -> str | None:
         """The published checksum, where an earlier run kept it beside the tarball."""
@@ -443,24 +449,24 @@ class Place:
 
     def fetch(self, transfer: Transfer, wanted: Wanted, sha256: str, whence: str) -> Tarball:
         """Into NAME.part, and renamed when it is right; otherwise nothing is left."""
-        names = [wanted.name]
+        name, beside = wanted.name, f"{wanted.name}.sha256"
         try:
-            with self._part(wanted.name) as file:
+            with self._part(name) as file, contextlib.ExitStack() as stack:
                 size = self._receive(file, transfer, wanted, sha256, whence)
                 directory, version = inspect(file, wanted.source.shown)
                 check_version(wanted, version, wanted.source.shown)
-                self._give(file, self._path(wanted.name))
+                self._give(file, self._path(name))
+                ready = {name: file}
                 if wanted.published:
-                    names.append(f"{wanted.name}.sha256")
-                    with self._part(names[1]) as checksum:
-                        self._write(checksum, f"{sha256}  {wanted.name}\n".encode(), names[1])
-                        self._give(checksum, self._path(names[1]))
-                        self._rename(checksum, names[1])
-                self._rename(file, wanted.name)
+                    checksum = ready[beside] = stack.enter_context(self._part(beside))
+                    self._write(checksum, f"{sha256}  {name}\n".encode(), beside)
+                    self._give(checksum, self._path(beside))
+                for each, written in ready.items():
+                    self._rename(written, each)
         finally:
-            for name in names:
+            for each in (name, beside):
                 with contextlib.suppress(OSError):
-                    os.unlink(self._path(f"{name}.part"))
+                    os.unlink(self._path(f"{each}.part"))
         return Tarball(version, sha256, size, directory, changed=True)
 
     @contextlib.contextmanager
