@@ -218,8 +218,9 @@ class Transfer:
 
     def _explained(self, where: Location, exc: Exception) -> SourceError:
         reason = exc.reason if isinstance(exc, urllib.error.URLError) else exc
-        # What a timeout is called depends on the version of Python, and on TLS.
-        if isinstance(reason, (socket.timeout, TimeoutError)) or "timed out" in str(reason):
+        # What a timeout is called depends on the version of Python, and on TLS. The kernel has one of its own.
+        late = isinstance(reason, (socket.timeout, TimeoutError)) or "timed out" in str(reason)
+        if late and time.monotonic() > self._end - 1:
             return self._too_slow()
         return _failure(where, exc)
 

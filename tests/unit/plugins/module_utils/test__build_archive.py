@@ -280,6 +280,7 @@ def test_source_is_known_by_its_files(more: list[Member]) -> None:
         ([*PLAIN, ("h-3/b/a", "symlink", "../..")], "the link 'h-3/b/a' leads out"),
         ([*PLAIN, ("h-3/a", "symlink", "b/../..")], "the link 'h-3/a' leads out"),
         ([*PLAIN, ("h-3/a", "hardlink", "/etc/passwd")], "the link 'h-3/a' leads out"),
+        ([*PLAIN, ("h-3/a", "hardlink", "/h-3/x")], "the link 'h-3/a' leads out"),
         ([*PLAIN, ("h-3/a", "hardlink", "../x")], "the link 'h-3/a' leads out"),
         ([*PLAIN, ("h-3/a", "hardlink", "h-3/../x")], "the link 'h-3/a' leads out"),
         ([*PLAIN, ("h-3/a", "hardlink", "x")], "the link 'h-3/a' leads out"),
