@@ -347,19 +347,17 @@ def inspect(stream: t.BinaryIO, where: str) -> tuple[str, str]:
         getattr(compression, "LZMAError", tarfile.TarError),
     )
     try:
-        with (
-            compression.open(stream, "rb") as unpacked,
-            tarfile.open(
-                fileobj=t.cast(t.BinaryIO, _Bounded(unpacked, where)), mode="r|"
-            ) as archive,
-        ):
-            for member in archive:
-                path = tree.add(member.name, _kind(member), member.linkname)
-                if path in READ and member.isreg():
-                    file = archive.extractfile(member)
-                    texts[path] = (
-                        file.read(_LARGEST_TEXT).decode("utf-8", "replace") if file else ""
-                    )
+        with compression.open(stream, "rb") as unpacked:
+            bounded = t.cast(t.BinaryIO, _Bounded(unpacked, where))
+            with tarfile.open(fileobj=bounded, mode="r|") as archive:
+                for member in archive:
+                    path = tree.add(member.name, _kind(member), member.linkname)
+                    file = archive.extractfile(member) if path in READ and member.isreg() else None
+                    if file is not None:
+                        texts[path] = file.read(_LARGEST_TEXT).decode("utf-8", "replace")
+            # A damaged member looks like the end; the compression's own checksum is behind it.
+            while bounded.read(_BLOCK):
+                pass
     except broken as exc:
         raise SourceError(
             f"{where} is damaged, or not a tarball ({exc or type(exc).__name__}); fetch it again, or give another archive or mirror"

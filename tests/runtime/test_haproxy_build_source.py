@@ -14,6 +14,7 @@ import io
 import lzma
 import os
 import pwd
+import random
 import shutil
 import socket
 import socketserver
@@ -87,7 +88,17 @@ def digits(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def damaged(content: bytes) -> bytes:
+    """With other bytes in its middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(200) + content[middle + 200 :]
+
+
 GOOD = packed()
+# Large enough that its end is not read with its beginning.
+LARGE = tarball(
+    {**FILES, "Makefile": b"haproxy" + random.Random(1).randbytes(100_000).hex().encode()}
+)
 
 # --- a server -------------------------------------------------------------------------------
 
@@ -481,6 +492,14 @@ def test_a_directory_of_another_user_leads_nowhere(scene: Scene, tmp_path: Path)
     assert scene.fetch()["changed"] is True
     assert precious.read_text() == "precious"
     assert not any(path.is_symlink() for path in scene.dest.iterdir())
+    # Not even to the right file.
+    precious.write_bytes(GOOD)
+    precious.chmod(0o600)
+    (scene.dest / NAME).unlink()
+    (scene.dest / NAME).symlink_to(precious)
+    assert scene.fetch()["changed"] is True
+    assert not (scene.dest / NAME).is_symlink()
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o600
     # A pipe has no end.
     (scene.dest / NAME).unlink()
     os.mkfifo(scene.dest / NAME)
@@ -730,6 +749,10 @@ def test_a_server_without_tls_is_named(scene: Scene) -> None:
         (GOOD[:60] + b"\xff\xff\xff" + GOOD[63:], "is damaged, or not a tarball ("),
         (lzma.compress(tarball())[:-60], "is damaged, or not a tarball ("),
         (bz2.compress(tarball())[:60], "is damaged, or not a tarball ("),
+        (lzma.compress(b"no tarball" * 100), "is damaged, or not a tarball ("),
+        (damaged(gzip.compress(LARGE, 1)), "is damaged, or not a tarball ("),
+        (damaged(lzma.compress(LARGE)), "is damaged, or not a tarball ("),
+        (damaged(bz2.compress(LARGE)), "is damaged, or not a tarball ("),
         (packed({}), "it has no Makefile and no VERSION and no SUBVERS in 'haproxy-3.0.11'"),
         (packed({**FILES, "Makefile": b"all: nginx"}), "its Makefile does not make haproxy"),
         (packed(top=""), "it has 'Makefile' beside its directory"),
@@ -737,7 +760,7 @@ def test_a_server_without_tls_is_named(scene: Scene) -> None:
         (packed(FILES, link("l", "../../etc")), "'haproxy-3.0.11/l' leads out, to '../../etc'"),
         (packed({**FILES, "VERSION": b"\xff"}), "its VERSION is "),
     ],
-    ids=range(16),
+    ids=range(20),
 )
 def test_what_is_no_source_is_refused(
     scene: Scene, tmp_path: Path, content: bytes, said: str
