@@ -849,18 +849,35 @@ def small(tmp_path: Path) -> Iterator[Path]:
 @needs_root
 def test_a_full_disk_is_named_and_left_as_it_was(scene: Scene, small: Path) -> None:
     scene.dest = small
-    scene.web.publish(packed(filler=200_000))
-    sentence = scene.refuse()
-    expected = f"{small}/{NAME} cannot be written: No space left on device; make room in {small}, "
-    assert sentence.startswith(expected)
-    assert shutil.disk_usage(small).used == 0
-    # The tarball fits, the checksum beside it does not.
-    scene.web.publish(packed(filler=60_000))
-    (small / "filler").write_bytes(bytes(64 * 1024 - 4096 * -(-len(packed(filler=60_000)) // 4096)))
-    sentence = scene.refuse()
-    assert "No space left on device" in sentence
-    (small / "filler").unlink()
+    page = 4096
+    # The disk ends in the middle of the tarball, in its last block, and with it, before the checksum file beside it.
+    for size, free in ((200_000, 16), (62_000, 15), (60_000, 15)):
+        content = packed(filler=size)
+        assert size > 60_000 or (free - 1) * page < len(content) <= free * page
+        scene.web.publish(content)
+        (small / "other").write_bytes(bytes((16 - free) * page))
+        used = shutil.disk_usage(small).used
+        sentence = scene.refuse()
+        name = f"{NAME}.sha256" if size == 60_000 else NAME
+        assert sentence.startswith(f"{small}/{name} cannot be written: No space left on device; ")
+        assert shutil.disk_usage(small).used == used
+    (small / "other").unlink()
     assert scene.fetch()["changed"] is True
+
+
+def test_what_another_run_writes_meanwhile_is_not_taken(scene: Scene) -> None:
+    def answer(handler: Handler) -> None:
+        part = scene.dest / f"{NAME}.part"
+        handler.say(200, GOOD[:100], len(GOOD))
+        while not part.stat().st_size:
+            time.sleep(0.01)
+        part.unlink()
+        part.write_bytes(b"another's")
+        handler.wfile.write(GOOD[100:])
+
+    scene.web.publish()
+    scene.web.answers[PLACE] = answer
+    assert "was replaced meanwhile, by another run or its owner; try again" in scene.refuse()
 
 
 @needs_root
