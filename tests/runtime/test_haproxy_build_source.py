@@ -751,6 +751,8 @@ def test_a_server_without_tls_is_named(scene: Scene) -> None:
         (bz2.compress(tarball())[:60], "is damaged, or not a tarball ("),
         (lzma.compress(b"no tarball" * 100), "is damaged, or not a tarball ("),
         (damaged(gzip.compress(LARGE, 1)), "is damaged, or not a tarball ("),
+        # No block begins like this.
+        (gzip.compress(LARGE, 0)[:70_000] + 130_000 * b"\xff", "is damaged, or not a tarball ("),
         (damaged(lzma.compress(LARGE)), "is damaged, or not a tarball ("),
         (damaged(bz2.compress(LARGE)), "is damaged, or not a tarball ("),
         (packed({}), "it has no Makefile and no VERSION and no SUBVERS in 'haproxy-3.0.11'"),
@@ -760,7 +762,7 @@ def test_a_server_without_tls_is_named(scene: Scene) -> None:
         (packed(FILES, link("l", "../../etc")), "'haproxy-3.0.11/l' leads out, to '../../etc'"),
         (packed({**FILES, "VERSION": b"\xff"}), "its VERSION is "),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_what_is_no_source_is_refused(
     scene: Scene, tmp_path: Path, content: bytes, said: str
