@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import typing as t
 from collections.abc import Mapping, Sequence
 
@@ -23,6 +24,7 @@ SOURCES = {
 }
 # All variables of a source; those of another kind may be given, and mean nothing.
 _SOURCE = ("archive", "checksum", "kind", "mirror", "suite", "version")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _WANTED: dict[str, t.Any] = {
     "source": {"kind": "distribution"},
     "patches": [],
@@ -63,8 +65,8 @@ def _canonical_source(source: Mapping[str, t.Any]) -> dict[str, str]:
         found["checksum"] = _checksum(found["checksum"])
     if "mirror" in found:
         found["mirror"] = found["mirror"].rstrip("/")
-    if found.get("checksum"):
-        # What has this checksum is the same from wherever it comes.
+    if _DIGEST.fullmatch(found.get("checksum", "")):
+        # What has this checksum is the same from wherever it comes. A file of checksums may have several.
         found.pop("mirror", None)
         found.pop("archive", None)
     return {"kind": kind, **found}
@@ -171,5 +173,7 @@ def _list(value: t.Any, what: str) -> Sequence[t.Any]:
 
 
 def _checksum(value: t.Any) -> str:
-    """A checksum without its algorithm's name, in small letters."""
-    return str(value).strip().lower().rpartition(":")[2]
+    """A checksum without its algorithm's name, in small letters; a file of checksums as it is."""
+    text = str(value).strip()
+    digest = text.lower().removeprefix("sha256:")
+    return digest if _DIGEST.fullmatch(digest) else text

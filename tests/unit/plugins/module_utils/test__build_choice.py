@@ -60,7 +60,7 @@ def test_what_is_left_out_has_its_default() -> None:
     [
         ({"features": {}}, {"features": {"USE_LUA": True}}),
         ({"cflags": "-O3 -g"}, {"cflags": " -O3\n-g "}),
-        ({"patches": ["sha256:AB"]}, {"patches": ["ab"]}),
+        ({"patches": ["sha256:" + "AB" * 32]}, {"patches": ["ab" * 32]}),
         (
             {"source": {"kind": "distribution"}},
             {"source": {"mirror": "https://m", "archive": "/a"}},
@@ -77,8 +77,8 @@ def test_what_is_left_out_has_its_default() -> None:
             },
         ),
         (
-            {"source": {"kind": "archive", "archive": "/a.tar.gz", "checksum": "sha256:FF"}},
-            {"source": {"kind": "archive", "archive": "https://m/a.tar.gz", "checksum": "ff"}},
+            {"source": {"kind": "archive", "archive": "/a.tgz", "checksum": "sha256:" + "F" * 64}},
+            {"source": {"kind": "archive", "archive": "https://m/a.tgz", "checksum": "f" * 64}},
         ),
         (
             {"tls_library": {"path": "/opt/q/"}},
@@ -90,6 +90,18 @@ def test_the_same_wish_in_other_words_is_the_same(
     one: dict[str, t.Any], same: dict[str, t.Any]
 ) -> None:
     assert make_wanted(one) == make_wanted(same)
+
+
+def test_a_file_of_checksums_may_be_about_several_archives() -> None:
+    sums = "https://m/SHA256SUMS"
+    one, other = (
+        make_wanted(
+            {"source": {"kind": "archive", "archive": f"https://m/{name}", "checksum": sums}}
+        )
+        for name in ("a.tgz", "b.tgz")
+    )
+    assert one != other
+    assert one["source"]["checksum"] == sums
 
 
 @pytest.mark.parametrize(
