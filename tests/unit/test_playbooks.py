@@ -87,6 +87,7 @@ def test_of_two_proxies_the_one_with_the_servers_gateway_is_asked(
     assert value(look["loop"].strip("{} "), **known) == gateways
     results = {look["register"]: {"results": [{"stdout": line} for line in said]}}
     assert value(last["when"][1], **known, **results) is asked
+    assert value(last["when"][1], **known) is True, "nobody has looked"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def test_the_playbook_ends_with_connections_and_names_a_dead_path(lab: Lab) -> N
     lab.run("app1", "ip route add blackhole 192.0.2.77")
     try:
         run = lab.play(
-            "clearproxy.haproxy.site", "--start-at-task=Try the way to the servers and back"
+            "clearproxy.haproxy.site",
+            "--start-at-task=See whether the proxy holds the servers' gateway",
         )
     finally:
         lab.run("app1", "ip route del blackhole 192.0.2.77")
@@ -51,7 +52,8 @@ def test_the_playbook_ends_with_connections_and_names_a_dead_path(lab: Lab) -> N
     assert f"{BACK}.12:80: " not in message, run.output
 
     well = lab.play(
-        "clearproxy.haproxy.site", "--start-at-task=Try the way to the servers and back"
+        "clearproxy.haproxy.site",
+        "--start-at-task=See whether the proxy holds the servers' gateway",
     )
     assert well.code == 0, well.output
 
