@@ -24,21 +24,68 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._kernel_model i
 IPTABLES_BACKENDS = ("iptables", "iptables-nft", "iptables-legacy")
 BACKENDS = (*IPTABLES_BACKENDS, "nftables")
 
-# A chain of such a name could be made, but "-j NAME" would mean the target.
+# A chain of such a name can be made, but "-j NAME" means the target, and then iptables does not find the chain when it is to
+# be removed. iptables-extensions(8), xtables-addons(8), and targets of older kernels.
 TARGET_NAMES = (
     "ACCEPT",
-    "DROP",
-    "QUEUE",
-    "RETURN",
-    "MARK",
+    "ACCOUNT",
+    "AUDIT",
+    "CHAOS",
+    "CHECKSUM",
+    "CLASSIFY",
+    "CLUSTERIP",
     "CONNMARK",
-    "TPROXY",
-    "LOG",
-    "NFLOG",
-    "TCPMSS",
-    "TOS",
+    "CONNSECMARK",
+    "CT",
+    "DELUDE",
+    "DHCPMAC",
+    "DNAT",
+    "DNETMAP",
+    "DNPT",
+    "DROP",
     "DSCP",
+    "ECHO",
+    "ECN",
+    "FLOWOFFLOAD",
+    "HL",
+    "HMARK",
+    "IDLETIMER",
+    "IPMARK",
+    "LED",
+    "LOG",
+    "LOGMARK",
+    "MARK",
+    "MASQUERADE",
+    "MIRROR",
+    "NETMAP",
+    "NFLOG",
+    "NFQUEUE",
+    "NOTRACK",
+    "PROTO",
+    "QUEUE",
+    "RATEEST",
+    "RAWDNAT",
+    "RAWSNAT",
+    "REDIRECT",
+    "REJECT",
+    "RETURN",
+    "SAME",
+    "SECMARK",
+    "SET",
+    "SNAT",
+    "SNPT",
+    "STEAL",
+    "SYNPROXY",
+    "SYSRQ",
+    "TARPIT",
+    "TCPMSS",
+    "TCPOPTSTRIP",
+    "TEE",
+    "TOS",
+    "TPROXY",
+    "TRACE",
     "TTL",
+    "ULOG",
 )
 
 
@@ -98,6 +145,10 @@ def parse_table_name(name: str) -> str:
         "main",
         "default",
         "unspec",
+        # Words of ip-route(8) that mean something else there.
+        "all",
+        "cache",
+        "cloned",
     ):
         raise InputError(
             f"table_name: '{name}' cannot be used; give a name of letters, digits, '_', '.' "
@@ -121,12 +172,12 @@ def parse_priority(value: t.Any, *, last: int) -> int:
 
 
 def check_interface_name(name: str, option: str) -> str:
-    # dev_valid_name() of the kernel, less the wildcard "+" of iptables.
+    # dev_valid_name() of the kernel, less the wildcard "+" of iptables and the comments of `ip -batch`.
     if (
         not name
         or len(name.encode()) > 15
         or name in (".", "..")
-        or re.search(r"[\s/:+\"'\\%]", name)
+        or re.search(r"[\s/:+#\"'\\%]", name)
     ):
         raise InputError(
             f"{option}: '{name}' cannot be the name of a network interface", option=option

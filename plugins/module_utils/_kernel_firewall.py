@@ -463,20 +463,31 @@ def _refuse_marks(snapshot: Snapshot, desired: Desired, family: str) -> None:
         for rule in table.rules
         if not rule.owned
     )
-    for name, rule in found:
-        for option in ("--set-xmark", "--set-mark", "--or-mark", "--tproxy-mark"):
-            text = rule.value(option)
-            if text is None or (option != "--tproxy-mark" and rule.target != "MARK"):
-                continue
-            value, _slash, mask = text.partition("/")
-            if int(value, 0) & int(mask or "0xffffffff", 0) & desired.mask:
-                raise InputError(
-                    f"mark: the {family} {name} rule '{rule}' of others sets bits of the "
-                    f"mask 0x{desired.mask:x} too; "
-                    "choose a mark and mask of other bits",
-                    option="mark",
-                    found=[str(rule)],
-                )
+    rules = list(found)
+    saved = 0
+    for _name, rule in rules:
+        if rule.target == "CONNMARK":
+            saved |= _set_bits(rule, "--set-xmark", "--set-mark")
+    for name, rule in rules:
+        sets = _set_bits(rule, "--tproxy-mark")
+        if rule.target == "MARK":
+            sets |= _set_bits(rule, "--set-xmark", "--set-mark", "--or-mark")
+        if rule.target == "CONNMARK" and "--restore-mark" in rule.words:
+            sets |= saved
+        if sets & desired.mask:
+            raise InputError(
+                f"mark: the {family} {name} rule '{rule}' of others sets bits of the "
+                f"mask 0x{desired.mask:x} too; "
+                "choose a mark and mask of other bits",
+                option="mark",
+                found=[str(rule)],
+            )
+
+
+def _set_bits(rule: FilterRule, *options: str) -> int:
+    """The bits that VALUE/MASK after one of the options may set. MARK flips all of VALUE, whatever the mask: --xor-mark is VALUE/0."""
+    values = (rule.value(option) for option in options)
+    return sum(int(text.partition("/")[0], 0) for text in values if text)
 
 
 def _refuse_nft_marks(snapshot: Snapshot, desired: Desired) -> None:

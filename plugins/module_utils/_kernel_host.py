@@ -611,29 +611,22 @@ class Host:
 
     @contextlib.contextmanager
     def alone(self, configuration: str = render.CONFIGURATION) -> t.Iterator[None]:
-        """Keeps the boot unit and the guard waiting, so that what was read is still true when it is changed."""
-        try:
-            directory = os.open(configuration, os.O_RDONLY)
-        except OSError:
-            # Then there is neither, or this will fail with a better message.
-            yield
-            return
-        try:
-            deadline = time.monotonic() + _TIMEOUT
-            while True:
+        """Keeps others who would change the same waiting, so that what was read is still true when it is changed.
+
+        Other runs by the directory above, which is there before the first one; the boot unit and the guard, which come with the
+        configuration, by its own directory.
+        """
+        deadline = time.monotonic() + _TIMEOUT
+        with contextlib.ExitStack() as held:
+            for directory in (os.path.dirname(configuration), configuration):
                 try:
-                    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    descriptor = os.open(directory, os.O_RDONLY)
+                except OSError:
+                    # Then there is neither unit nor guard, or this will fail with a better message.
                     break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise Error(
-                            f"somebody else has kept {configuration} locked for {_TIMEOUT} "
-                            f"seconds; look for a `{os.path.basename(configuration)}` that hangs"
-                        ) from None
-                    time.sleep(0.1)
+                held.callback(os.close, descriptor)
+                _lock(descriptor, configuration, deadline)
             yield
-        finally:
-            os.close(directory)
 
     def apply(self, plan: Plan) -> list[str]:
         """Carries out a plan; there are no warnings. Until the firewall step packets are treated as before, so a failure before it
@@ -885,6 +878,20 @@ class Host:
         """What `ip` says if it refuses the route."""
         done = self.run("ip", render.IP_OPTION[family], "route", "append", *route.split())
         return _first_line(done.stderr) if done.returncode else None
+
+
+def _lock(descriptor: int, configuration: str, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise Error(
+                    f"somebody else has kept {configuration} locked for {_TIMEOUT} "
+                    f"seconds; look for a `{os.path.basename(configuration)}` that hangs"
+                ) from None
+            time.sleep(0.1)
 
 
 def _first_line(text: str) -> str:

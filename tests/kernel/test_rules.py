@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hosts import COMMENT, Host, items
@@ -213,6 +214,25 @@ CONFLICTS: dict[str, tuple[str, dict[str, t.Any], str, str]] = {
         {},
         "mark",
         "TPROXY",
+    ),
+    "mark flipped by others": (
+        "iptables -t mangle -A PREROUTING -p tcp --dport 15001 -j MARK --xor-mark 0x1",
+        {},
+        "mark",
+        "--set-xmark 0x1/0x0",
+    ),
+    "mark restored from the connection's": (
+        "iptables -t mangle -A FORWARD -j CONNMARK --set-mark 0x1/0x1;"
+        "iptables -t mangle -A PREROUTING -j CONNMARK --restore-mark",
+        {},
+        "mark",
+        "--restore-mark",
+    ),
+    "chain with the name of a target": (
+        "true",
+        {"chain": "NFQUEUE", "firewall": "iptables-nft"},
+        "chain",
+        "NFQUEUE",
     ),
     "mark looked up by others": ("ip rule add fwmark 0x539 lookup 44", {}, "mark", "fwmark 0x539"),
     "classic rule": ("ip rule add fwmark 1 lookup 100", {}, "mark", "lookup 100"),
@@ -525,6 +545,25 @@ def test_refused_before_any_change(host: Host, name: str) -> None:
     ):
         assert refusal.get("option") == option, refusal
         assert found in refusal["msg"]
+    assert host.state() == before
+
+
+def test_connection_marks_of_other_bits_do_no_harm(host: Host) -> None:
+    host.sh(
+        "iptables -t mangle -A FORWARD -j CONNMARK --set-mark 0x4/0x4;"
+        "iptables -t mangle -A PREROUTING -j CONNMARK --restore-mark"
+    )
+    assert "msg" not in host.module()
+
+
+def test_two_first_runs_at_once(host: Host) -> None:
+    """The second one finds what the first one made, and takes its sysctls for nobody's but ours."""
+    before = host.state()
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(lambda _: host.module(), range(2)))
+    assert [run.get("msg") for run in runs] == [None, None]
+    assert sorted(run["changed"] for run in runs) == [False, True]
+    host.module(state="absent")
     assert host.state() == before
 
 
