@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -133,30 +132,6 @@ class Lab:
             if colon:
                 recap[name.strip()] = {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", counts)}
         return Run(done.returncode, done.stdout + done.stderr, recap)
-
-    def killed(self, playbook: Path, where: str, *arguments: str) -> str:
-        """Run a playbook and kill it, and what it has started on its hosts' side, once the task of that name runs; its output."""
-        env = dict(os.environ, ANSIBLE_FORCE_COLOR="0", ANSIBLE_NOCOLOR="1")
-        inventory = f"--inventory={REPO}/molecule/resources/inventory/"
-        said = ""
-        with subprocess.Popen(
-            ["ansible-playbook", inventory, str(playbook), *arguments],
-            env=env,
-            cwd=REPO,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ) as process:
-            assert process.stdout
-            for line in process.stdout:
-                said += line
-                if line.startswith("TASK [") and f" : {where}" in line:
-                    time.sleep(1.5)
-                    break
-            os.killpg(process.pid, signal.SIGKILL)
-        return said
 
     def results(
         self,

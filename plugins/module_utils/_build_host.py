@@ -41,7 +41,6 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._build_release 
     master_option,
     member_name,
     missing_features,
-    packages_of,
     parse_policy,
     parse_record,
     parse_show,
@@ -334,17 +333,17 @@ class Host:
                 "workers": [dataclasses.asdict(worker) for worker in service.workers],
             }
         version = call([compiler, "--version"])
-        releases = self.releases()
         return {
             "releases": [
-                {**r.record, "id": r.id, "usable": r.usable, "problem": r.problem} for r in releases
+                {**r.record, "id": r.id, "usable": r.usable, "problem": r.problem}
+                for r in self.releases()
             ],
             "current": names.current,
             "previous": names.previous,
             "rolled_back": names.marker,
             "compiler": next(iter(version.stdout.splitlines()), None) if version.rc == 0 else None,
             "libc": _libc(compiler),
-            "libraries": _libraries(packages_of([r.record for r in releases], libraries)),
+            "libraries": _libraries(libraries),
             "running": running,
             "conflicts": self.conflicts(),
         }

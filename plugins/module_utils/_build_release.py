@@ -29,7 +29,6 @@ RECORD = "release.json"
 
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~:_-]*-[0-9a-f]{12}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PACKAGE = re.compile(r"[0-9a-z][0-9a-z+.-]+(?::[0-9a-z-]+)?")
 _LISTED = re.compile(r"^Feature list *: *(.+)$", re.MULTILINE)
 _VERSION = re.compile(r"^HA-?Proxy version ([0-9]+)\.([0-9]+)", re.MULTILINE)
 
@@ -314,15 +313,6 @@ def command_conflict(command: str) -> str:
 
 def root_conflict(root: str, others: t.Iterable[str]) -> str:
     return f"{root} is there and was not made by this role (it holds {', '.join(others)}); move {root} away, then run again"
-
-
-def packages_of(records: t.Iterable[dict[str, t.Any]], more: t.Iterable[str]) -> list[str]:
-    """The Debian packages among the libraries that records name, and more; a library of another origin has a path."""
-    found = set(more)
-    for record in records:
-        libraries = record.get("libraries")
-        found.update(libraries if isinstance(libraries, dict) else ())
-    return sorted(name for name in found if _PACKAGE.fullmatch(name))
 
 
 def parse_show(text: str) -> dict[str, str]:

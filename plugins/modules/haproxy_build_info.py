@@ -29,7 +29,7 @@ options:
     type: str
     default: haproxy.service
   libraries:
-    description: Debian packages to look up in the databases of dpkg and apt, beside those that the installed releases were built with.
+    description: Debian packages to look up in the databases of dpkg and apt.
     type: list
     elements: str
     default: []
@@ -98,7 +98,7 @@ libc:
   returned: success
   type: str
 libraries:
-  description: The packages of O(libraries), and those that the records of RV(releases) name as C(libraries), each by its name.
+  description: The packages of O(libraries), each by its name.
   returned: success
   type: dict
   sample: {libssl-dev: {installed: 3.5.4-1, candidate: 3.5.4-1}}

@@ -22,15 +22,15 @@ from affinity_scene import Scene, app, frontend, in_namespace, scene, text_of
 
 from ansible_collections.clearproxy.haproxy.plugins.module_utils import _affinity_config as config
 
-ROLES = Path(__file__).resolve().parents[2] / "roles"
-PROBE = ROLES / "haproxy_affinity/files/haproxy_affinity_probe.py"
-STATES = ROLES / "haproxy_build/files/haproxy_server_states.py"
+PROBE = (
+    Path(__file__).resolve().parents[2] / "roles/haproxy_affinity/files/haproxy_affinity_probe.py"
+)
 
 
 def probe(command: str, options: t.Any) -> t.Any:
     """Run it as the role does."""
     done = subprocess.run(
-        [sys.executable, str(STATES if command == "save" else PROBE), command, json.dumps(options)],
+        [sys.executable, str(PROBE), command, json.dumps(options)],
         check=True,
         stdout=subprocess.PIPE,
         timeout=60,

@@ -2,10 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the role has to see on the host: listening sockets, HAProxy's processes and unit.
+"""What the role has to see on the host: listening sockets, HAProxy's processes and unit, server states.
 
 Run as ``python haproxy_affinity_probe.py COMMAND JSON``; prints one JSON document.
-It writes nothing and judges nothing: that is done where it can be tested without a host.
+Only ``save`` writes, and only the file it is told. It judges nothing: that is done where it can be
+tested without a host.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ CALL_SECONDS = 5.0
 CLOCK_SECONDS = 0.05
 # Workers that start so close to each other were started together (nbproc).
 TOGETHER_SECONDS = 0.05
+# "show servers state", version 1: 4 names, then the fields that a state file must have. What follows
+# (TLS, check address and port, agent) would override a changed configuration and is left out.
+STATE_FIELDS = 20
+PORT_FIELD = 18
 
 
 def listeners(binds: list[dict[str, t.Any]]) -> list[dict[str, t.Any]]:
@@ -249,6 +254,74 @@ def wait(options: dict[str, t.Any]) -> dict[str, t.Any]:
         time.sleep(0.1)
 
 
+def _ports(path: str) -> dict[str, str]:
+    """Return the port of every server line of a configuration, by backend/server."""
+    found: dict[str, str] = {}
+    section = ""
+    with open(path, encoding="utf-8", errors="replace") as source:
+        for line in source:
+            words = line.split()
+            if line[:1].isalpha() and words:
+                section = words[1] if words[0] in ("backend", "listen") and len(words) > 1 else ""
+            elif section and len(words) > 2 and words[0] == "server":
+                port = words[2].rpartition(":")[2]
+                if port.isdigit():
+                    found[f"{section}/{words[1]}"] = port
+    return found
+
+
+def save(options: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Write the states that an operator set at run time, for the next worker to load.
+
+    C(previous) is as in worker(). A configuration without a socket has no states that anybody set.
+    """
+    before = options.get("previous", "")
+    try:
+        paths = _sockets(before) if before else [options["socket"]]
+        if not paths:
+            return {"saved": [], "error": ""}
+        answer, error = _states(paths)
+        return {"saved": [], "error": error} if error else _save(answer, options)
+    except OSError as error:
+        return {"saved": [], "error": str(error)}
+
+
+def _states(paths: list[str]) -> tuple[str, str]:
+    """Return the answer of the first socket that tells the states, else why none does."""
+    errors = []
+    for path in paths:
+        try:
+            answer = _ask(path, "show servers state")
+        except OSError as error:
+            errors.append(f"{path}: {error}")
+            continue
+        if answer.split("\n", 1)[0] == "1":  # the version of the format
+            return answer, ""
+        errors.append(f"{path}: {answer.strip() or 'an empty answer'}")
+    return "", "; ".join(errors)
+
+
+def _save(answer: str, options: dict[str, t.Any]) -> dict[str, t.Any]:
+    ports = _ports(options["config"])
+    lines, saved = [], []
+    for line in answer.splitlines()[1:]:
+        fields = line.split()
+        if line.startswith("#") or len(fields) < STATE_FIELDS:
+            continue
+        # forced maintenance or drain, or another weight than configured
+        if not int(fields[6]) & (0x01 | 0x08) and fields[7] == fields[8]:
+            continue
+        name = fields[1] + "/" + fields[3]
+        fields[PORT_FIELD] = str(ports.get(name, fields[PORT_FIELD]))
+        lines.append(" ".join(fields[:STATE_FIELDS]))
+        saved.append(name)
+    path = options["file"]
+    with open(path + ".new", "w", encoding="ascii") as target:
+        target.write("\n".join(["1", *lines, ""]))
+    os.replace(path + ".new", path)
+    return {"saved": saved, "error": ""}
+
+
 def unit(options: dict[str, t.Any]) -> dict[str, t.Any]:
     """Return how the unit starts HAProxy, empty if there is no such unit; C(environment_files) are the files' texts."""
     seen = _show(options["unit"], "LoadState", "NeedDaemonReload", "ExecStart", "Environment")
@@ -401,6 +474,7 @@ COMMANDS: dict[str, t.Callable[[t.Any], t.Any]] = {
     "listeners": listeners,
     "worker": worker,
     "wait": wait,
+    "save": save,
     "unit": unit,
     "rights": rights,
 }

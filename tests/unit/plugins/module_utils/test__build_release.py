@@ -18,7 +18,6 @@ from ansible_collections.clearproxy.haproxy.plugins.module_utils._build_release 
     Service,
     after,
     choose_pruned,
-    packages_of,
     plan_action,
     plan_switch,
 )
@@ -288,12 +287,3 @@ def test_what_apt_says_of_packages() -> None:
         "a": {"installed": None, "candidate": "1.2"},
         "b": {"installed": "1", "candidate": "2"},
     }
-
-
-def test_a_library_that_is_no_package_is_not_looked_up() -> None:
-    records: list[dict[str, t.Any]] = [
-        {"libraries": {"zlib1g-dev": "1:1.2.13", "/opt/quictls": "0f"}},
-        {"libraries": None},
-        {},
-    ]
-    assert packages_of(records, ["libssl-dev", "--help"]) == ["libssl-dev", "zlib1g-dev"]
